@@ -1,0 +1,1 @@
+"""Lamina: a graph compiler for neural networks."""

@@ -1,0 +1,1 @@
+"""Compiler: from .lam text to a Program."""

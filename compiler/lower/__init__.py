@@ -1,0 +1,1 @@
+"""From the fused Graph to kernels and a Program."""

@@ -1,0 +1,1 @@
+"""Kernel texts for the operators that contract or slide windows."""

@@ -1,0 +1,1 @@
+"""Surface syntax: text to syntax tree and back."""

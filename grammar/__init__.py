@@ -1,0 +1,1 @@
+"""The formal grammar, the language tour and the error pages."""

@@ -1,0 +1,1 @@
+"""Runs Programs; knows nothing of the compiler."""

@@ -1,0 +1,1 @@
+"""The CPU target: builds, loads and runs Numba kernels."""

@@ -1,0 +1,133 @@
+"""A Program as plain data: what the compiler hands to the runtime, and how it is saved and loaded.
+
+A Program is a table of steps over buffers. Sizes may depend on symbols (the batch, the image
+size): they are `Size` expressions, evaluated when the Program is planned for concrete bindings,
+so that a new batch size compiles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FORMAT = 1
+THREADS = "$threads"  # symbol bound by the executor to the number of threads
+
+# A Size is an int, a symbol's name, or a tuple (operator, operand, ...) with operators
+# "+", "*" (any number of operands), "//", "%" (two), "max", "min" (two).
+Size = int | str | tuple
+
+ITEM_BYTES = {"f32": 4, "f64": 8, "i32": 4, "i64": 8, "bool": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A dense array in memory. `order` lists logical axes from outermost to innermost.
+
+    kind: "input" (given at each run), "param" (kept between runs, may be updated in place),
+    "const" (data fixed when compiled), "temp" (lives in the arena from step `first` to `last`),
+    "output" (handed back after a run). `key` is the input's, parameter's or output's name.
+    `alias` names the buffer whose memory this one takes over, or -1.
+    """
+
+    kind: str
+    key: str
+    dtype: str
+    shape: tuple[Size, ...]
+    order: tuple[int, ...] = ()
+    first: int = 0
+    last: int = 0
+    alias: int = -1
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel's source: a Python text that defines `kernel(args, tid, nthreads)`."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a kernel. `args` become the int64 block that the kernel reads, in order.
+
+    Each argument is ("buffer", index) for an address or ("size", Size) for an integer.
+    `work` estimates elementary operations; a step with little work runs on one thread.
+    `label` says for people which nodes it computes.
+    """
+
+    kernel: int
+    args: tuple[tuple[str, int | str | tuple], ...]
+    work: Size = 0
+    label: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything that a runtime needs to run one compiled function."""
+
+    target: str
+    buffers: tuple[Buffer, ...]
+    kernels: tuple[Kernel, ...]
+    steps: tuple[Step, ...]
+    symbols: tuple[str, ...] = ()
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+def evaluate(size: Size, bindings: Mapping[str, int]) -> int:
+    """The integer that `size` stands for under `bindings` (symbol name to int).
+
+    Raises KeyError with the symbol's name when it is not bound.
+    """
+    if isinstance(size, int):
+        return size
+    if isinstance(size, str):
+        return bindings[size]
+    operator, *operands = size
+    values = [evaluate(operand, bindings) for operand in operands]
+    if operator == "+":
+        return sum(values)
+    if operator == "*":
+        product = 1
+        for value in values:
+            product *= value
+        return product
+    left, right = values
+    if operator == "//":
+        return left // right
+    if operator == "%":
+        return left % right
+    return max(left, right) if operator == "max" else min(left, right)
+
+
+def dumps(program: Program) -> str:
+    """The Program as JSON text."""
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(program)}, separators=(",", ":"))
+
+
+def loads(text: str) -> Program:
+    """The Program that `dumps` wrote. Raises ValueError when the text is not one."""
+    data = json.loads(text)
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise ValueError("not a Lamina program of this version")
+    return Program(
+        target=data["target"],
+        buffers=tuple(
+            Buffer(**{**row, "shape": _tuples(row["shape"]), "order": tuple(row["order"])})
+            for row in data["buffers"]
+        ),
+        kernels=tuple(Kernel(**row) for row in data["kernels"]),
+        steps=tuple(Step(**{**row, "args": _tuples(row["args"]), "work": _tuples(row["work"])})
+                    for row in data["steps"]),
+        symbols=tuple(data["symbols"]),
+        meta=data["meta"],
+    )
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
