@@ -1,1 +1,12 @@
-"""Every operator, once."""
+"""Every operator, once: `OPS` maps names to records."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lamina.compiler.ir.op import Op
+from lamina.compiler.ops import elementwise, reduce, shape, source  # noqa: F401  (they register)
+from lamina.compiler.ops.define import REGISTRY, GraphMath, NumpyMath, Var
+
+OPS: Mapping[str, Op] = MappingProxyType(REGISTRY)
+
+__all__ = ["OPS", "GraphMath", "NumpyMath", "Var"]

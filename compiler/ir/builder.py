@@ -1,0 +1,154 @@
+"""The Builder: the only writer of graphs.
+
+`emit` checks arity and attributes, infers the type, shares equal nodes, and folds scalar
+constants, so every node that exists was checked when it was made. Nodes that no output needs are
+dropped in `finish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lamina.compiler.errors import Span
+from lamina.compiler.ir.graph import Graph, Node, Scope, Value
+from lamina.compiler.ir.op import REQUIRED, Op, OpError
+from lamina.compiler.ir.types import NUMPY_TYPES, TensorType
+
+
+class Builder:
+    """Builds one Graph. `name` is the graph's name."""
+
+    def __init__(self, name: str = "graph"):
+        self.name = name
+        self._nodes: list[Node] = []
+        self._known: dict[tuple, int] = {}
+        self._place: tuple[Span | None, str] = (None, "")
+
+    @contextmanager
+    def at(self, span: Span | None, path: str):
+        """Nodes made inside carry this place in the source and this instance path."""
+        before, self._place = self._place, (span, path)
+        try:
+            yield self
+        finally:
+            self._place = before
+
+    def emit(self, op: Op, inputs: Sequence[Value], attrs: Mapping[str, Any] | None = None,
+             body: Graph | None = None) -> Value:
+        """Add a node (or find an equal one) and return its first result.
+
+        Raises OpError when the operator refuses its operands or attributes.
+        """
+        complete = _complete_attributes(op, attrs or {})
+        low, high = op.arity
+        if not low <= len(inputs) <= (high if high >= 0 else len(inputs)):
+            raise OpError("E201", f"`{op.name}` takes {_count(low, high)}, {len(inputs)} given")
+        frozen = tuple(sorted(complete.items()))
+        key = _sharing_key(op, tuple(inputs), frozen, body)
+        if op.pure and key in self._known:
+            return Value(self._known[key])
+        types = [self.type(value) for value in inputs]
+        outs = op.infer(*types, **complete) if body is None else op.infer(body, *types, **complete)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        folded = self._fold(op, inputs, complete, outs)
+        if folded is not None:
+            self._known[key] = folded.node
+            return folded
+        return self._add(op, tuple(inputs), frozen, outs, body, key)
+
+    def _add(self, op: Op, inputs, frozen, outs, body, key) -> Value:
+        span, path = self._place
+        node = Node(len(self._nodes), op, inputs, frozen, outs, body, span, path)
+        self._nodes.append(node)
+        if op.pure:
+            self._known[key] = node.id
+        return Value(node.id)
+
+    def _fold(self, op: Op, inputs, attrs, outs: tuple[TensorType, ...]) -> Value | None:
+        """A scalar elementwise operator over constants is a constant."""
+        if op.kind != "elementwise" or op.numpy is None or not inputs:
+            return None
+        nodes = [self._nodes[value.node] for value in inputs]
+        if any(node.op.name != "const" for node in nodes):
+            return None
+        values = [node.attributes["value"] for node in nodes]
+        if not all(isinstance(value, (int, float, bool)) for value in values):
+            return None
+        dtype = outs[0].dtype
+        result = op.numpy(*(_in_dtype(v, n.type.dtype) for v, n in zip(values, nodes, strict=True)),
+                          **attrs)
+        plain = result.item()
+        frozen = (("dtype", dtype), ("value", plain))
+        const = nodes[0].op
+        key = _sharing_key(const, (), frozen, None)
+        if key in self._known:
+            return Value(self._known[key])
+        return self._add(const, (), frozen, (TensorType((), dtype),), None, key)
+
+    def node(self, value: Value) -> Node:
+        """The node behind a value."""
+        return self._nodes[value.node]
+
+    def type(self, value: Value) -> TensorType:
+        """The type of a value."""
+        return self._nodes[value.node].outs[value.port]
+
+    def finish(self, outputs: Iterable[tuple[str, Value]], scopes: Sequence[Scope] = (),
+               keep_sources: bool = True) -> Graph:
+        """The graph of the nodes that `outputs` need, renumbered in order.
+
+        Inputs and parameters are kept even when unused, so that the interface stays as declared.
+        """
+        outputs = tuple(outputs)
+        live = {value.node for _, value in outputs}
+        for node in reversed(self._nodes):
+            if node.op.kind == "source" and node.op.name != "const" and keep_sources:
+                live.add(node.id)
+            if node.id in live:
+                live.update(value.node for value in node.inputs)
+        number = {old: new for new, old in enumerate(sorted(live))}
+        nodes = [_renumber(self._nodes[old], number) for old in sorted(live)]
+        kept = [Scope(s.path, s.callee, Value(number[s.result.node], s.result.port), s.span, s.leaf)
+                for s in scopes if s.result.node in number]
+        return Graph(self.name, nodes,
+                     ((name, Value(number[v.node], v.port)) for name, v in outputs), kept)
+
+
+def _sharing_key(op: Op, inputs: tuple, frozen: tuple, body: Graph | None) -> tuple:
+    # repr keeps 0.0 and -0.0 apart and makes NaN equal to itself.
+    return (op.name, inputs, repr(frozen) if op.name == "const" else frozen, id(body) if body else 0)
+
+
+def _renumber(node: Node, number: Mapping[int, int]) -> Node:
+    inputs = tuple(Value(number[value.node], value.port) for value in node.inputs)
+    return Node(number[node.id], node.op, inputs, node.attrs, node.outs, node.body, node.span,
+                node.path)
+
+
+def _complete_attributes(op: Op, given: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = [name for name in given if name not in op.attrs]
+    if unknown:
+        known = ", ".join(op.attrs) or "none"
+        raise OpError("E202", f"`{op.name}` has no attribute `{unknown[0]}`",
+                      f"its attributes are: {known}")
+    complete = {name: given.get(name, default) for name, default in op.attrs.items()}
+    missing = [name for name, value in complete.items() if value is REQUIRED]
+    if missing:
+        raise OpError("E203", f"`{op.name}` needs a value for `{missing[0]}`")
+    return {name: _freeze(value) for name, value in complete.items()}
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _count(low: int, high: int) -> str:
+    if low == high:
+        return f"{low} operand{'s' if low != 1 else ''}"
+    return f"at least {low} operands" if high < 0 else f"{low} to {high} operands"
+
+
+def _in_dtype(value: Any, dtype: str):
+    return NUMPY_TYPES[dtype](value)

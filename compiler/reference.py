@@ -1,0 +1,126 @@
+"""The NumPy interpreter: target "numpy", and the oracle for every other way of computing.
+
+Walks the graph and applies each operator's `numpy` meaning. Element types follow the arrays, so
+float64 arrays give a float64 evaluation of the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ir.types import (
+    NUMPY_TYPES,
+    Expression,
+    Symbol,
+    TensorType,
+    substitute,
+    symbols_of,
+)
+
+
+def bind(types: Mapping[str, TensorType], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Solve the symbols of the types from the arrays' shapes.
+
+    Raises ValueError when a name is missing, a shape does not fit, or two arrays disagree.
+    """
+    bindings: dict[str, int] = {}
+    for name, type in types.items():
+        if name not in arrays:
+            raise ValueError(f"input `{name}`: {type} is missing")
+        shape = np.shape(arrays[name])
+        if len(shape) != type.rank:
+            raise ValueError(f"input `{name}` has shape {shape}, expected {type}")
+        for dim, size in zip(type.shape, shape, strict=True):
+            _bind_dim(name, type, dim, size, shape, bindings)
+    for name, type in types.items():
+        expected = tuple(substitute(dim, bindings) for dim in type.shape)
+        if expected != np.shape(arrays[name]):
+            raise ValueError(f"input `{name}` has shape {np.shape(arrays[name])}, expected {type}"
+                             f" = {expected}")
+    return bindings
+
+
+def _bind_dim(name, type, dim, size, shape, bindings) -> None:
+    if not isinstance(dim, Expression) or len(dim.terms) != 1:
+        return
+    monomial, factor = dim.terms[0]
+    if len(monomial) == 1 and isinstance(monomial[0][0], Symbol) and monomial[0][1] == 1:
+        atom = monomial[0][0]
+        if size * atom.scale % factor or size * atom.scale // factor % atom.scale:
+            raise ValueError(f"input `{name}` has shape {shape}; {atom.name} in {type} must be a "
+                             f"multiple of {atom.scale}")
+        bindings.setdefault(atom.name, size * atom.scale // factor)
+
+
+def evaluate(graph: Graph, inputs: Mapping[str, Any], params: Mapping[str, Any],
+             bindings: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Compute all outputs of `graph`.
+
+    `inputs` by name, `params` by checkpoint key. `bindings` gives sizes of symbols that no input
+    determines. Raises ValueError when an input or parameter is missing or of a wrong shape.
+    """
+    values = run(graph, inputs, params, bindings)
+    return {name: values[value] for name, value in graph.outputs}
+
+
+def run(graph: Graph, inputs: Mapping[str, Any], params: Mapping[str, Any],
+        bindings: Mapping[str, int] | None = None) -> dict[Value, np.ndarray]:
+    """Compute every value of `graph`."""
+    types = {name: graph.type(value) for name, value in graph.inputs.items()}
+    sizes = {**bind(types, {k: np.asarray(v) for k, v in inputs.items()}), **(bindings or {})}
+    values: dict[Value, np.ndarray] = {}
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            results = _apply(node, values, inputs, params, sizes)
+            for port, result in enumerate(results):
+                values[Value(node.id, port)] = result
+    return values
+
+
+def _apply(node: Node, values, inputs, params, sizes) -> tuple[np.ndarray, ...]:
+    attrs = {name: bound(value, sizes) for name, value in node.attrs}
+    if node.op.name == "input":
+        return (np.asarray(inputs[attrs["name"]]),)
+    if node.op.name == "param":
+        return (_param(node, attrs, params, sizes),)
+    if node.op.name == "const":
+        return (NUMPY_TYPES[attrs["dtype"]](attrs["value"]),)
+    operands = [values[value] for value in node.inputs]
+    if node.body is not None:
+        return _apply_body(node, operands, sizes)
+    assert node.op.numpy is not None
+    return (np.asarray(node.op.numpy(*operands, **attrs)),)
+
+
+def _param(node: Node, attrs, params, sizes) -> np.ndarray:
+    key = attrs["key"]
+    if key not in params:
+        raise ValueError(f"parameter `{key}`: {node.type} is missing")
+    array = np.asarray(params[key])
+    if array.shape != tuple(bound(node.type.shape, sizes)):
+        raise ValueError(f"parameter `{key}` has shape {array.shape}, expected {node.type}")
+    return array
+
+
+def _apply_body(node: Node, operands, sizes) -> tuple[np.ndarray, ...]:
+    """A fused group computes what its body says; inputs are named x0, x1 ... in order."""
+    assert node.body is not None
+    inner = evaluate(node.body, {f"x{i}": x for i, x in enumerate(operands)}, {}, sizes)
+    return tuple(inner[name] for name, _ in node.body.outputs)
+
+
+def bound(value: Any, sizes: Mapping[str, int]) -> Any:
+    """Replace symbolic sizes in an attribute by ints. Raises ValueError for an unbound symbol."""
+    if isinstance(value, tuple):
+        return tuple(bound(item, sizes) for item in value)
+    if not isinstance(value, Expression):
+        return value
+    result = substitute(value, sizes)
+    if isinstance(result, Expression):
+        missing = sorted(symbol.name for symbol in symbols_of(result))
+        raise ValueError(f"the size of {', '.join(missing)} is not known")
+    return result
