@@ -1,0 +1,117 @@
+"""Kernel sources to callable addresses, compiling only what the cache lacks.
+
+`load(sources, cache)` needs llvmlite alone. What is missing is built by worker processes
+(`lamina.runtime.cpu.build`), one for every few kernels and at most one per core.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from lamina.runtime.cache import Cache
+from lamina.runtime.cpu import host
+
+KERNELS_PER_WORKER = 4  # a worker takes 0.7 s to start, a kernel 0.1 to 0.3 s to compile
+
+
+class KernelError(RuntimeError):
+    """A kernel that cannot be built; the message holds the compiler's words."""
+
+
+@functools.cache
+def _toolchain() -> str:
+    """Everything apart from its source that a kernel's object code depends on."""
+    texts = [(Path(__file__).parent / name).read_text() for name in ("simd.py", "emit.py",
+                                                                     "build.py")]
+    versions = [f"{name} {_version(name)}" for name in ("numba", "lamina")]
+    python = f"python {sys.version_info[0]}.{sys.version_info[1]}"
+    return "\0".join([*texts, *versions, llvmlite.__version__, python, host.features()])
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def kernel_key(source: str) -> str:
+    """The cache entry's name for a kernel source on this machine with these libraries."""
+    return hashlib.sha256(f"{_toolchain()}\0{source}".encode()).hexdigest()[:32]
+
+
+def load(sources: Sequence[str], cache: Cache) -> list[int]:
+    """The addresses of the kernels, in order. Raises KernelError when one does not build."""
+    keys = [kernel_key(source) for source in sources]
+    missing = {key: source for key, source in zip(keys, sources, strict=True)
+               if key not in _LINKED}
+    found = {key: cache.get(key) for key in missing}
+    cold = {key: missing[key] for key, body in found.items() if body is None}
+    if cold:
+        found.update(_build(cold, cache))
+    for key, body in found.items():
+        _LINKED[key] = _link(body)
+    return [_LINKED[key][0] for key in keys]
+
+
+# Linked kernels live as long as the process: (address, the engine that owns the code).
+_LINKED: dict[str, tuple[int, object]] = {}
+
+
+def _link(body: bytes) -> tuple[int, object]:
+    name, _, code = body.partition(b"\0")
+    # One engine per kernel: object files of separate processes may share internal names.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine.get_function_address(name.decode()), engine
+
+
+def _machine():
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine()
+
+
+def _build(cold: dict[str, str], cache: Cache) -> dict[str, bytes]:
+    """Compile in worker processes; the new entries' bytes by key."""
+    target = cache.scratch()
+    for key, source in cold.items():
+        target.put_source(key, source)
+    workers = [_start(share, target.folder) for share in _shares(cold)]
+    words = [process.communicate(request)[1] for process, request in workers]
+    found = {key: target.get(key) for key in cold}
+    if any(body is None for body in found.values()):
+        raise KernelError("\n".join(w for w in words if w) or
+                          f"the compiled kernels cannot be kept in {target.folder}")
+    return found
+
+
+def _shares(cold: dict[str, str]) -> list[list[tuple[str, str]]]:
+    """The work of each process: longest sources first, each to the least loaded."""
+    count = max(1, min(os.cpu_count() or 1, len(cold) // KERNELS_PER_WORKER))
+    shares: list[list[tuple[str, str]]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for key, source in sorted(cold.items(), key=lambda item: -len(item[1])):
+        least = loads.index(min(loads))
+        shares[least].append((key, source))
+        loads[least] += len(source) + 1000
+    return shares
+
+
+def _start(share: list[tuple[str, str]], folder: Path):
+    command = [sys.executable, "-m", "lamina.runtime.cpu.build", str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    return process, json.dumps(share)
