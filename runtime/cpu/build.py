@@ -16,17 +16,18 @@ import sys
 from pathlib import Path
 
 import numba
-from numba import types
-
 from lamina.runtime.cache import Cache
+from numba import types
 
 ALLOWED_FLAGS = {"contract", "reassoc", "nsz"}
 # What object code may ask of the process that loads it; anything else would abort it.
-LIBRARY = set(
-    "exp log pow sin cos tanh erf log1p expm1 fmod fma floor ceil sched_yield "
-    "expf logf powf sinf cosf tanhf erff log1pf expm1f fmodf fmaf floorf ceilf "
-    "memcpy memset memmove".split()
-)
+_ONE_NUMBER = ("exp", "log", "sin", "cos", "tanh", "erf", "log1p", "expm1", "floor", "ceil")
+LIBRARY = {
+    *_ONE_NUMBER,
+    *(name + "f" for name in _ONE_NUMBER),
+    *("pow", "powf", "fmod", "fmodf", "fma", "fmaf"),
+    *("memcpy", "memset", "memmove", "sched_yield"),
+}
 SIGNATURE = types.void(types.int64, types.int64, types.int64)
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
-
 from lamina.runtime.cache import Cache
 from lamina.runtime.cpu import host
 
@@ -32,8 +31,9 @@ class KernelError(RuntimeError):
 @functools.cache
 def _toolchain() -> str:
     """Everything apart from its source that a kernel's object code depends on."""
-    texts = [(Path(__file__).parent / name).read_text() for name in ("simd.py", "emit.py",
-                                                                     "build.py")]
+    texts = [
+        (Path(__file__).parent / name).read_text() for name in ("simd.py", "emit.py", "build.py")
+    ]
     versions = [f"{name} {_version(name)}" for name in ("numba", "lamina")]
     python = f"python {sys.version_info[0]}.{sys.version_info[1]}"
     return "\0".join([*texts, *versions, llvmlite.__version__, python, host.features()])
@@ -54,8 +54,7 @@ def kernel_key(source: str) -> str:
 def load(sources: Sequence[str], cache: Cache) -> list[int]:
     """The addresses of the kernels, in order. Raises KernelError when one does not build."""
     keys = [kernel_key(source) for source in sources]
-    missing = {key: source for key, source in zip(keys, sources, strict=True)
-               if key not in _LINKED}
+    missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in _LINKED}
     found = {key: cache.get(key) for key in missing}
     cold = {key: missing[key] for key, body in found.items() if body is None}
     if cold:
@@ -93,8 +92,10 @@ def _build(cold: dict[str, str], cache: Cache) -> dict[str, bytes]:
     words = [process.communicate(request)[1] for process, request in workers]
     found = {key: target.get(key) for key in cold}
     if any(body is None for body in found.values()):
-        raise KernelError("\n".join(w for w in words if w) or
-                          f"the compiled kernels cannot be kept in {target.folder}")
+        raise KernelError(
+            "\n".join(w for w in words if w)
+            or f"the compiled kernels cannot be kept in {target.folder}"
+        )
     return found
 
 
@@ -112,6 +113,7 @@ def _shares(cold: dict[str, str]) -> list[list[tuple[str, str]]]:
 
 def _start(share: list[tuple[str, str]], folder: Path):
     command = [sys.executable, "-m", "lamina.runtime.cpu.build", str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     return process, json.dumps(share)

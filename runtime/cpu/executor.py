@@ -1,0 +1,345 @@
+"""Runs a Program on the CPU.
+
+    executor = Executor(program, threads=2)
+    executor.set_params({"w": array})
+    outputs = executor.run({"x": array})          # symbols are bound from the inputs' shapes
+    executor.get_params()
+
+A new set of bindings (another batch size) makes a new plan and compiles nothing. Arrays cross the
+border in logical axis order; a buffer's physical `order` is respected by the copies in and out.
+"""
+
+from __future__ import annotations
+
+import base64
+import mmap
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from lamina.runtime.cache import Cache, default_folder
+from lamina.runtime.cpu.load import load
+from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
+from lamina.runtime.cpu.threads import WALKER, Table, Threads
+from lamina.runtime.program import THREADS, Program, evaluate
+
+PLANS_KEPT = 8
+_CANARY = 0xC5
+_SIGNALLING_NAN = np.uint32(0x7FA00000)
+
+
+class MemoryDamage(RuntimeError):
+    """A kernel wrote where it must not (found by `check_memory`)."""
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A plan with memory: addresses, argument blocks and the table to walk."""
+
+    plan: Plan
+    owned: dict[int, np.ndarray]  # bytes of input and output roots
+    blocks: list[np.ndarray] = field(default_factory=list)
+    table: Table | None = None
+    arena: int = -1  # identity of the arena that the blocks point into
+
+
+class Executor:
+    """A Program with its parameters, threads and memory.
+
+    `cache_folder`: where compiled kernels are kept (None: the user's cache folder).
+    `check_memory`: fill memory with signalling NaNs before its first use and put canaries
+    between buffers; raises MemoryDamage naming the step (slow, for tests).
+    `warning` holds what a user should be told (a refused cache folder), or an empty text.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        threads: int | None = None,
+        cache_folder: Path | str | None = None,
+        check_memory: bool = False,
+    ):
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.program = program
+        self.check_memory = check_memory
+        folder = default_folder(os.environ) if cache_folder is None else Path(cache_folder)
+        cache = Cache.open(folder)
+        self.warning = cache.warning
+        count = threads or len(os.sched_getaffinity(0))
+        walker, *self._kernels = load(
+            [WALKER, *(kernel.source for kernel in program.kernels)], cache
+        )
+        self._threads = Threads(count, walker)
+        self._lock = threading.Lock()
+        self._plans: OrderedDict[tuple, _Ready] = OrderedDict()
+        self._arena: np.ndarray = np.empty(0, np.uint8)
+        self._kept = self._make_kept()
+
+    @property
+    def threads(self) -> int:
+        """The number of threads, the caller's included."""
+        return self._threads.count
+
+    # --- parameters ---------------------------------------------------------------------------
+
+    def set_params(self, values: Mapping[str, np.ndarray]) -> None:
+        """Copy values into the parameters of these names; the others keep theirs.
+
+        Raises KeyError for an unknown name, ValueError for a shape or dtype that does not fit;
+        then no parameter has changed.
+        """
+        targets = self._named("param")
+        for key, value in values.items():
+            if key not in targets:
+                raise KeyError(f"no parameter is named {key!r}")
+            self._require(key, np.asarray(value), targets[key], self._kept_shape(targets[key]))
+        for key, value in values.items():
+            self._param_view(targets[key])[...] = value
+
+    def get_params(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters, by name."""
+        return {
+            key: np.array(self._param_view(index), order="C")
+            for key, index in self._named("param").items()
+        }
+
+    # --- running ------------------------------------------------------------------------------
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], bindings: Mapping[str, int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """One run: inputs by name to outputs by name (fresh arrays).
+
+        `bindings` gives symbols that no input's shape binds. Raises KeyError for a missing or
+        unknown input, ValueError for one that does not fit, MemoryError (with the bytes needed)
+        before anything has changed.
+        """
+        with self._lock:
+            ready = self._prepare(inputs, bindings or {})
+            if self.check_memory:
+                self._run_checked(ready)
+            else:
+                self._threads.run(ready.table)
+            return self._outputs(ready)
+
+    def plan(self, bindings: Mapping[str, int]) -> Plan:
+        """The plan (sizes and places of buffers) under these bindings; allocates nothing."""
+        return make_plan(self.program, {**bindings, THREADS: self.threads})
+
+    def profile(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        rounds: int = 1,
+        bindings: Mapping[str, int] | None = None,
+    ) -> list[tuple[str, float]]:
+        """(label, least seconds over `rounds` runs) of each step, run one by one."""
+        with self._lock:
+            ready = self._prepare(inputs, bindings or {})
+            tables = [self._table_of(ready, index) for index in range(len(ready.blocks))]
+            best = [float("inf")] * len(tables)
+            for _ in range(rounds):
+                for index, table in enumerate(tables):
+                    start = time.perf_counter()
+                    self._threads.run(table)
+                    best[index] = min(best[index], time.perf_counter() - start)
+        return [
+            (step.label or self.program.kernels[step.kernel].name, seconds)
+            for step, seconds in zip(self.program.steps, best, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the threads; a later run starts them again."""
+        self._threads.close()
+
+    def _prepare(self, inputs: Mapping[str, np.ndarray], bindings: Mapping[str, int]) -> _Ready:
+        arrays = {key: np.asarray(value) for key, value in inputs.items()}
+        bound = self._bind(arrays, bindings)
+        ready = self._ready(bound)
+        for key, index in self._named("input").items():
+            self._view(ready, index)[...] = arrays[key]
+        return ready
+
+    def _bind(self, arrays: Mapping[str, np.ndarray], given: Mapping[str, int]) -> dict[str, int]:
+        """Symbols from the inputs' shapes; checks every input against its declaration."""
+        named = self._named("input")
+        unknown, missing = set(arrays) - set(named), set(named) - set(arrays)
+        if unknown or missing:
+            raise KeyError(f"inputs missing: {sorted(missing)}, unknown: {sorted(unknown)}")
+        bound = {**given, THREADS: self.threads}
+        for key, index in named.items():
+            shape = self.program.buffers[index].shape
+            if len(shape) == arrays[key].ndim:
+                for size, actual in zip(shape, arrays[key].shape, strict=True):
+                    if isinstance(size, str):
+                        bound.setdefault(size, actual)
+        for key, index in named.items():
+            shape = tuple(_show(s, bound) for s in self.program.buffers[index].shape)
+            self._require(key, arrays[key], index, shape)
+        return bound
+
+    def _require(self, key: str, array: np.ndarray, index: int, shape: tuple) -> None:
+        buffer = self.program.buffers[index]
+        if array.shape != shape:
+            raise ValueError(f"{buffer.kind} {key!r} must have shape {shape}, not {array.shape}")
+        if array.dtype != DTYPES[buffer.dtype]:
+            raise ValueError(
+                f"{buffer.kind} {key!r} must be {DTYPES[buffer.dtype]}, not {array.dtype}"
+            )
+
+    def _outputs(self, ready: _Ready) -> dict[str, np.ndarray]:
+        return {
+            key: np.array(self._view(ready, index), order="C")
+            for key, index in self._named("output").items()
+        }
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def _named(self, kind: str) -> dict[str, int]:
+        return {b.key: i for i, b in enumerate(self.program.buffers) if b.kind == kind}
+
+    def _kept_shape(self, index: int) -> tuple[int, ...]:
+        return tuple(
+            evaluate(s, {THREADS: self.threads}) for s in self.program.buffers[index].shape
+        )
+
+    def _make_kept(self) -> dict[int, np.ndarray]:
+        """Memory of parameters and constants, which plans share."""
+        kept = {}
+        for index, buffer in enumerate(self.program.buffers):
+            if buffer.kind in ("param", "const") and buffer.alias < 0:
+                memory = _allocate(nbytes(buffer, self._kept_shape(index)), "its parameters")
+                if buffer.data:
+                    data = np.frombuffer(base64.b64decode(buffer.data), np.uint8)
+                    memory[: data.size] = data
+                kept[index] = memory
+        return kept
+
+    def _ready(self, bound: Mapping[str, int]) -> _Ready:
+        key = tuple(sorted(bound.items()))
+        ready = self._plans.get(key)
+        if ready is None:
+            ready = self._allocate_plan(make_plan(self.program, bound))
+            self._plans[key] = ready
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        if ready.arena != self._arena.ctypes.data:  # it has grown since this plan was last used
+            self._address(ready)
+        return ready
+
+    def _allocate_plan(self, plan: Plan) -> _Ready:
+        buffers = self.program.buffers
+        own = [
+            i
+            for i, root in enumerate(plan.roots)
+            if root == i and buffers[i].kind in ("input", "output")
+        ]
+        needed = plan.arena_bytes + sum(aligned(plan.sizes[i] + GUARD) for i in own)
+        what = f"this run (its arena, inputs and outputs take {needed:,} bytes)"
+        owned = {i: _allocate(plan.sizes[i], what) for i in own}
+        if plan.arena_bytes > self._arena.size:
+            self._arena = _allocate(plan.arena_bytes, what)
+        return _Ready(plan, owned)
+
+    def _memory(self, ready: _Ready, root: int) -> np.ndarray:
+        """The bytes of a root buffer, its guard included."""
+        if root in self._kept:
+            return self._kept[root]
+        if root in ready.owned:
+            return ready.owned[root]
+        start = ready.plan.offsets[root]
+        return self._arena[start : start + aligned(ready.plan.sizes[root] + GUARD)]
+
+    def _address(self, ready: _Ready) -> None:
+        """Write every step's argument block and the table for the arena as it lies now."""
+        starts = [self._memory(ready, root).ctypes.data for root in ready.plan.roots]
+        ready.blocks = [
+            np.array([starts[v] if is_buffer else v for is_buffer, v in arguments] or [0], np.int64)
+            for arguments in ready.plan.arguments
+        ]
+        ready.table = Table(
+            [
+                (self._kernels[step.kernel], block.ctypes.data, single)
+                for step, block, single in zip(
+                    self.program.steps, ready.blocks, ready.plan.single, strict=True
+                )
+            ]
+        )
+        ready.arena = self._arena.ctypes.data
+
+    def _table_of(self, ready: _Ready, index: int) -> Table:
+        kernel = self._kernels[self.program.steps[index].kernel]
+        return Table([(kernel, ready.blocks[index].ctypes.data, ready.plan.single[index])])
+
+    def _view(self, ready: _Ready, index: int) -> np.ndarray:
+        """A buffer as an array in logical axis order."""
+        memory = self._memory(ready, ready.plan.roots[index])
+        return self._logical(memory, index, ready.plan.shapes[index])
+
+    def _param_view(self, index: int) -> np.ndarray:
+        return self._logical(self._kept[index], index, self._kept_shape(index))
+
+    def _logical(self, memory: np.ndarray, index: int, shape: tuple[int, ...]) -> np.ndarray:
+        buffer = self.program.buffers[index]
+        order = buffer.order or tuple(range(len(shape)))
+        data = memory[: nbytes(buffer, shape)].view(DTYPES[buffer.dtype])
+        return data.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+    # --- checked runs -------------------------------------------------------------------------
+
+    def _run_checked(self, ready: _Ready) -> None:
+        """Step by step; poison a buffer before its first step, check guards after each."""
+        buffers, plan = self.program.buffers, ready.plan
+        kept = [i for i in (*self._kept, *ready.owned) if i in plan.roots]
+        for root in kept:
+            self._guard(ready, root)[:] = _CANARY
+            if buffers[root].kind == "output":
+                _poison(self._memory(ready, root)[: plan.sizes[root]])
+        for index, step in enumerate(self.program.steps):
+            for root in plan.offsets:
+                if plan.lives[root][0] == index:
+                    _poison(self._memory(ready, root)[: plan.sizes[root]])
+                    self._guard(ready, root)[:] = _CANARY
+            self._threads.run(self._table_of(ready, index))
+            alive = [r for r in plan.offsets if plan.lives[r][0] <= index <= plan.lives[r][1]]
+            for root in (*alive, *kept):
+                if not (self._guard(ready, root) == _CANARY).all():
+                    raise MemoryDamage(
+                        f"step {index} ({step.label}) wrote past buffer {root} "
+                        f"({buffers[root].label or buffers[root].key})"
+                    )
+
+    def _guard(self, ready: _Ready, root: int) -> np.ndarray:
+        return self._memory(ready, root)[ready.plan.sizes[root] :]
+
+
+def _show(size, bound: Mapping[str, int]):
+    """A declared size as a number where its symbols are bound, else as it is written."""
+    try:
+        return evaluate(size, bound)
+    except KeyError:
+        return str(size)
+
+
+def _poison(data: np.ndarray) -> None:
+    whole = data[: data.size // 4 * 4].view(np.uint32)
+    whole[:] = _SIGNALLING_NAN
+    data[whole.size * 4 :] = 0xFA
+
+
+def _allocate(size: int, what: str) -> np.ndarray:
+    """Zeroed bytes, page-aligned and with a guard behind; MemoryError says what for."""
+    total = aligned(size + GUARD)
+    try:
+        memory = mmap.mmap(-1, total)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError(f"cannot get {total:,} bytes of memory for {what}") from error
+    if total >= 1 << 22:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)

@@ -1,0 +1,104 @@
+"""A Program planned for concrete sizes: where every buffer lies and what each step is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from lamina.runtime.place import ALIGNMENT, Interval, place
+from lamina.runtime.program import ITEM_BYTES, Buffer, Program, evaluate
+
+GUARD = 256  # bytes kept after every buffer, so that vector loads may run past its end
+SMALL_WORK = 20_000  # elementary operations below which a step stays on one thread
+
+DTYPES = {
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+    "i32": np.dtype(np.int32),
+    "i64": np.dtype(np.int64),
+    "bool": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes and offsets under fixed bindings; offsets are within the kind's own memory.
+
+    `roots[i]` is the buffer whose memory buffer i uses (itself, unless it is an alias).
+    `offsets` has an entry for each root of kind "temp"; other roots have memory of their own.
+    """
+
+    bindings: Mapping[str, int]
+    shapes: tuple[tuple[int, ...], ...]
+    roots: tuple[int, ...]
+    sizes: tuple[int, ...]  # bytes that a root needs, guard not included; 0 for an alias
+    lives: tuple[tuple[int, int], ...]
+    offsets: Mapping[int, int]
+    arena_bytes: int
+    arguments: tuple[tuple[tuple[bool, int], ...], ...]  # per step: (is a buffer, value)
+    single: tuple[bool, ...]
+
+
+def make_plan(program: Program, bindings: Mapping[str, int]) -> Plan:
+    """Evaluate every size under `bindings` and place the temporary buffers."""
+    buffers = program.buffers
+    shapes = tuple(tuple(evaluate(size, bindings) for size in buffer.shape) for buffer in buffers)
+    roots = _roots(buffers)
+    sizes, lives = [0] * len(buffers), [(buffer.first, buffer.last) for buffer in buffers]
+    for index, buffer in enumerate(buffers):
+        root = roots[index]
+        sizes[root] = max(sizes[root], nbytes(buffer, shapes[index]))
+        first, last = lives[root]
+        lives[root] = (min(first, buffer.first), max(last, buffer.last))
+    temps = [i for i, buffer in enumerate(buffers) if roots[i] == i and buffer.kind == "temp"]
+    offsets, total = place([Interval(sizes[i] + GUARD, *lives[i]) for i in temps])
+    arguments = tuple(
+        tuple(_argument(kind, value, bindings) for kind, value in step.args)
+        for step in program.steps
+    )
+    single = tuple(evaluate(step.work, bindings) < SMALL_WORK for step in program.steps)
+    return Plan(
+        dict(bindings),
+        shapes,
+        roots,
+        tuple(sizes),
+        tuple(lives),
+        dict(zip(temps, offsets, strict=True)),
+        total,
+        arguments,
+        single,
+    )
+
+
+def nbytes(buffer: Buffer, shape: Sequence[int]) -> int:
+    """The bytes of the buffer's data under a concrete shape."""
+    count = ITEM_BYTES[buffer.dtype]
+    for size in shape:
+        count *= size
+    return count
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to the alignment of buffers."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _argument(kind: str, value, bindings: Mapping[str, int]) -> tuple[bool, int]:
+    return (True, value) if kind == "buffer" else (False, evaluate(value, bindings))
+
+
+def _roots(buffers: Sequence[Buffer]) -> tuple[int, ...]:
+    """The buffer at the end of each chain of aliases; a kept buffer ahead of a temporary one."""
+    roots = list(range(len(buffers)))
+    for index in range(len(buffers)):
+        root = index
+        while buffers[root].alias >= 0:
+            root = buffers[root].alias
+        roots[index] = root
+    # A group in which some member is kept (an output written in place) lives in that member.
+    for index, buffer in enumerate(buffers):
+        root = roots[index]
+        if buffer.kind != "temp" and buffers[root].kind == "temp":
+            roots = [index if r == root else r for r in roots]
+    return tuple(roots)
