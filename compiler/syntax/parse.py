@@ -70,6 +70,7 @@ def write_tables() -> None:
 def dump_tables() -> str:
     """The parser's tables, built from the grammar, as JSON."""
     data, memo = _build(Construct()).memo_serialize([TerminalDef, Rule])
+    data["options"] |= {"postlex": None, "transformer": None}  # given anew when loading
     grammar = hashlib.sha256(GRAMMAR.read_bytes()).hexdigest()
     content = {"grammar": grammar, "data": data, "memo": memo}
     return json.dumps(content, default=sorted, separators=(",", ":"), sort_keys=True)

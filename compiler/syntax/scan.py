@@ -112,11 +112,11 @@ class _Splitter:
         if lexeme.kind in ("stray", "open_string"):
             self.broken = True
             _report_character(self.source, lexeme, self.sink)
-        elif lexeme.kind == "number" or last is not None and last.kind == "number":
+        if last is not None and last.end == lexeme.start and "number" in (lexeme.kind, last.kind):
             self._check_number(last, lexeme)
-        elif lexeme.text in PAIRS:
+        if lexeme.kind == "op" and lexeme.text in PAIRS:
             self._open(lexeme)
-        if lexeme.kind == "op" and lexeme.text in ")]}":
+        elif lexeme.kind == "op" and lexeme.text in ")]}":
             self._close(lexeme)
 
     def cut(self) -> None:
@@ -177,11 +177,8 @@ class _Splitter:
             labels=(Label(at, f"needs a `{PAIRS[opener.text]}`"), *labels),
         )
 
-    def _check_number(self, last: Lexeme | None, lexeme: Lexeme) -> None:
+    def _check_number(self, last: Lexeme, lexeme: Lexeme) -> None:
         """`3x`, `3.` and `.5`: two lexemes that touch but are meant as one."""
-        touching = last is not None and last.end == lexeme.start
-        if not touching or last is None or len(self.current) < 2:
-            return
         before = self.current[-3] if len(self.current) > 2 else None
         joined = Span(self.source, last.start, lexeme.end)
         if last.kind == "number" and lexeme.kind == "name":
