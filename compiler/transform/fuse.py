@@ -1,0 +1,324 @@
+"""Fusion: neighbouring operators become groups that one kernel computes.
+
+Every operator starts as a group of its own; a consumer's group joins its producer's where both can
+run in one nest of loops (or at the end of one contraction) and no third group lies between them.
+Each refusal is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ir.types import Dim
+from lamina.compiler.ops.define import REGISTRY
+
+ANCHORS = ("matmul", "conv2d")
+FREE = ("const", "iota")  # cheap enough to repeat inside every group that reads them
+MAX_NODES = 48
+MAX_OPERANDS = 20
+
+
+@dataclass(slots=True)
+class Group:
+    """Nodes that one kernel will compute. `space` is the shape that its loops cover.
+
+    `kind`: "point" (no reduction), "row" (reductions inside the loops, usable by the same group),
+    "column" (reductions over leading axes, only handed out), "epilogue" (after a contraction),
+    "single" (anything else).
+    """
+
+    kind: str
+    space: tuple[Dim, ...]
+    axes: tuple[int, ...] = ()
+    nodes: list[Node] = field(default_factory=list)
+    mask: int = 0
+    before: int = 0  # all groups that must run earlier, as bits of node ids
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why two groups stayed apart: ids of a producer and a consumer, and the reason."""
+
+    producer: int
+    consumer: int
+    reason: str
+
+
+def fuse(graph: Graph) -> Graph:
+    """Group operators into `fused` nodes."""
+    return partition(graph)[0]
+
+
+def partition(graph: Graph) -> tuple[Graph, list[Refusal]]:
+    """The fused graph, and what was refused on the way."""
+    planner = _Planner(graph)
+    for node in graph.nodes:
+        planner.place(node)
+    return _emit(graph, planner), planner.refusals
+
+
+def classify(shape: tuple[Dim, ...], axes: tuple[int, ...]) -> str:
+    """How a reduction over `axes` of a row-major `shape` runs: by "row" or by "column"."""
+    real = [axis for axis, size in enumerate(shape) if size != 1]
+    reduced = [axis for axis in real if axis in axes]
+    return "column" if reduced == real[:len(reduced)] else "row"
+
+
+def row_shape(group: Group) -> tuple[Dim, ...]:
+    """The shape of a reduction's result in the group."""
+    return tuple(1 if axis in group.axes else n for axis, n in enumerate(group.space))
+
+
+class _Planner:
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.group_of: dict[int, Group] = {}
+        self.groups: list[Group] = []
+        self.refusals: list[Refusal] = []
+
+    def place(self, node: Node) -> None:
+        """Start a group for `node` and try to join its producers'."""
+        if node.op.name in FREE:
+            return
+        group = self._start(node)
+        if group.kind in ("single", "epilogue"):
+            return
+        producers = sorted({value.node for value in node.inputs}, reverse=True)
+        # A contraction comes first: finishing its tile while hot saves a whole pass.
+        producers.sort(key=lambda id: self._kind(id) != "epilogue")
+        for id in producers:
+            other = self.group_of.get(id)
+            mine = self.group_of[node.id]
+            if other is None or other is mine or other.kind == "single":
+                continue
+            reason = self._join(other, mine)
+            if reason:
+                self.refusals.append(Refusal(id, node.id, reason))
+
+    def _kind(self, id: int) -> str:
+        group = self.group_of.get(id)
+        return group.kind if group else ""
+
+    def _start(self, node: Node) -> Group:
+        group = Group(*_shape_of_work(self.graph, node), nodes=[node], mask=1 << node.id)
+        for value in node.inputs:
+            producer = self.group_of.get(value.node)
+            if producer is not None:
+                group.before |= producer.before | producer.mask
+        self.group_of[node.id] = group
+        self.groups.append(group)
+        return group
+
+    def _join(self, producer: Group, consumer: Group) -> str:
+        merged = self._compatible(producer, consumer)
+        if isinstance(merged, str):
+            return merged
+        if self._between(producer, consumer):
+            return "another group lies between them"
+        kind, space, axes = merged
+        group = Group(kind, space, axes, sorted(producer.nodes + consumer.nodes, key=lambda n: n.id),
+                      producer.mask | consumer.mask,
+                      (producer.before | consumer.before) & ~(producer.mask | consumer.mask))
+        if len(self._operands(group)) > MAX_OPERANDS or len(group.nodes) > MAX_NODES:
+            return "the group would grow too large"
+        self.groups = [g for g in self.groups if g is not producer and g is not consumer]
+        self.groups.append(group)
+        for node in group.nodes:
+            self.group_of[node.id] = group
+        for other in self.groups:
+            if other is not group and other.before & group.mask:
+                other.before |= group.before | group.mask
+        return ""
+
+    def _between(self, producer: Group, consumer: Group) -> bool:
+        """Whether a path leads from one group to the other through a third."""
+        for group, other in ((consumer, producer), (producer, consumer)):
+            for value in self._operands(group):
+                third = self.group_of.get(value.node)
+                if third is not None and third is not other and third.before & other.mask:
+                    return True
+        return False
+
+    def _operands(self, group: Group) -> list[Value]:
+        inside = {node.id for node in group.nodes}
+        found = {value: None for node in group.nodes for value in node.inputs
+                 if value.node not in inside and self.graph.node(value).op.name not in FREE}
+        return list(found)
+
+    def _compatible(self, p: Group, c: Group) -> str | tuple[str, tuple[Dim, ...], tuple[int, ...]]:
+        """The joint kind, space and axes, or the reason why there is none."""
+        if p.kind == "epilogue" or c.kind == "epilogue":
+            return self._compatible_epilogue(p, c)
+        if p.space == c.space:
+            return self._same_space(p, c)
+        if p.kind == "row" and c.kind == "point" and c.space == row_shape(p):
+            return "row", p.space, p.axes
+        if c.kind == "row" and p.kind == "point" and p.space == row_shape(c):
+            return "row", c.space, c.axes
+        return "their loops cover different shapes"
+
+    def _same_space(self, p: Group, c: Group):
+        if p.axes and c.axes and p.axes != c.axes:
+            return "they reduce over different axes"
+        axes, kind = p.axes or c.axes, p.kind if p.axes else c.kind
+        if kind == "column":
+            handed = {value for node in c.nodes for value in node.inputs}
+            for node in p.nodes:
+                if node.op.kind == "reduce" and Value(node.id) in handed:
+                    return "the reduction must finish before it is used"
+            if any(self.graph.node(v).type.shape != p.space
+                   for v in _internal(p, c) if not _is_reduce(self.graph, v)):
+                return "their loops cover different shapes"
+        return kind, p.space, axes
+
+    def _compatible_epilogue(self, p: Group, c: Group):
+        if p.kind == c.kind:
+            return "both end a contraction of their own"
+        if c.kind == "epilogue":
+            return "a contraction reads finished operands"
+        if c.kind != "point" or c.space != p.space:
+            return "only elementwise work on the whole result follows a contraction"
+        inside = {node.id for node in (*p.nodes, *c.nodes)}
+        for node in c.nodes:
+            if node.op.kind != "elementwise":
+                return "only elementwise work follows a contraction"
+            for value in node.inputs:
+                shape = self.graph.type(value).shape
+                if value.node not in inside and epilogue_access(shape, p.space) is None:
+                    return f"an operand of shape {shape} does not follow the result's rows"
+                if self.graph.node(value).op.name == "iota":
+                    return "positions are not known after a contraction"
+        return "epilogue", p.space, ()
+
+
+def epilogue_access(shape: tuple[Dim, ...], space: tuple[Dim, ...]) -> str | None:
+    """How a tile of a contraction's result reads an operand: the access of a template."""
+    padded = (1,) * (len(space) - len(shape)) + shape
+    if all(size == 1 for size in padded):
+        return "scalar"
+    if padded == space:
+        return "matrix"
+    if all(size == 1 for size in padded[:-1]) and padded[-1] == space[-1]:
+        return "column"
+    return None
+
+
+def _internal(p: Group, c: Group) -> list[Value]:
+    produced = {node.id for node in p.nodes}
+    return [value for node in c.nodes for value in node.inputs if value.node in produced]
+
+
+def _is_reduce(graph: Graph, value: Value) -> bool:
+    return graph.node(value).op.kind == "reduce"
+
+
+def _shape_of_work(graph: Graph, node: Node) -> tuple[str, tuple[Dim, ...], tuple[int, ...]]:
+    if node.op.kind == "elementwise" or node.op.name == "uniform":
+        return "point", node.type.shape, ()
+    if node.op.kind == "reduce":
+        shape, axes = graph.type(node.inputs[0]).shape, node.attributes["axes"]
+        return classify(shape, axes), shape, axes
+    if node.op.name in ANCHORS:
+        return "epilogue", node.type.shape, ()
+    return "single", node.type.shape, ()
+
+
+def _emit(graph: Graph, planner: _Planner) -> Graph:
+    builder = Builder(graph.name)
+    values: dict[Value, Value] = {}
+    wanted = {value for _, value in graph.outputs}
+    for group in _in_order(graph, planner):
+        inside = {node.id for node in group.nodes}
+        outer = {v for n in graph.nodes if n.id not in inside for v in n.inputs} | wanted \
+            if len(group.nodes) > 1 else set()
+        _emit_group(builder, graph, group, values, outer)
+    for _, value in graph.outputs:
+        if value not in values:
+            values[value] = _emit_free(builder, graph.node(value))
+    return builder.finish((name, values[value]) for name, value in graph.outputs)
+
+
+def _in_order(graph: Graph, planner: _Planner) -> list[Group]:
+    """Groups, producers first, otherwise by their first node."""
+    waiting: dict[int, set[int]] = {}
+    ready: list[tuple[int, int]] = []
+    readers: dict[int, list[int]] = {}
+    by_id = {id(group): group for group in planner.groups}
+    for key, group in by_id.items():
+        needs = {id(planner.group_of[v.node]) for n in group.nodes for v in n.inputs
+                 if v.node in planner.group_of} - {key}
+        waiting[key] = needs
+        for need in needs:
+            readers.setdefault(need, []).append(key)
+        if not needs:
+            heapq.heappush(ready, (group.nodes[0].id, key))
+    order = []
+    while ready:
+        _, key = heapq.heappop(ready)
+        order.append(by_id[key])
+        for reader in readers.get(key, ()):
+            waiting[reader].discard(key)
+            if not waiting[reader]:
+                heapq.heappush(ready, (by_id[reader].nodes[0].id, reader))
+    return order
+
+
+def _emit_free(builder: Builder, node: Node) -> Value:
+    return builder.emit(node.op, (), node.attributes)
+
+
+def _emit_group(builder: Builder, graph: Graph, group: Group, values, outer) -> None:
+    first = group.nodes[0]
+    anchor = next((n for n in group.nodes if n.op.name in ANCHORS), first)
+    loops = group.kind in ("point", "row", "column")
+    with builder.at(anchor.span, anchor.path):
+        if not loops and len(group.nodes) == 1:
+            inputs = [_available(builder, graph, values, value) for value in first.inputs]
+            result = builder.emit(first.op, inputs, first.attributes, first.body)
+            for port in range(len(first.outs)):
+                values[Value(first.id, port)] = Value(result.node, port)
+            return
+        body, operands, results = _make_body(graph, group, outer)
+        inputs = [_available(builder, graph, values, value) for value in operands]
+        pattern = "loop" if loops else "epilogue"
+        fused = builder.emit(REGISTRY["fused"], inputs, {"pattern": pattern}, body)
+        for port, value in enumerate(results):
+            values[value] = Value(fused.node, port)
+
+
+def _available(builder: Builder, graph: Graph, values, value: Value) -> Value:
+    if value not in values:
+        values[value] = _emit_free(builder, graph.node(value))
+    return values[value]
+
+
+def _make_body(graph: Graph, group: Group, outer: set[Value]):
+    """The group as a graph of its own: inputs x0, x1 ..., outputs y0, y1 ..."""
+    body = Builder("body")
+    inner: dict[Value, Value] = {}
+    operands: list[Value] = []
+    for node in group.nodes:
+        for value in node.inputs:
+            if value not in inner:
+                inner[value] = _body_input(body, graph, value, operands)
+        with body.at(node.span, node.path):
+            result = body.emit(node.op, [inner[v] for v in node.inputs], node.attributes)
+        inner[Value(node.id)] = result
+    results = [Value(node.id) for node in group.nodes if Value(node.id) in outer]
+    if not results:
+        results = [Value(group.nodes[-1].id)]
+    graph_body = body.finish([(f"y{i}", inner[value]) for i, value in enumerate(results)])
+    return graph_body, operands, results
+
+
+def _body_input(body: Builder, graph: Graph, value: Value, operands: list[Value]) -> Value:
+    node = graph.node(value)
+    if node.op.name in FREE:
+        return body.emit(node.op, (), node.attributes)
+    type = graph.type(value)
+    operands.append(value)
+    return body.emit(REGISTRY["input"], (), {"name": f"x{len(operands) - 1}", "shape": type.shape,
+                                             "dtype": type.dtype})
