@@ -438,7 +438,7 @@ def _either(words: tuple[str, ...], quote: str = "`") -> str:
 
 _TERMINALS = {
     "NAME": "a name", "NUMBER": "a number", "STRING": "a string", "ARROW": "`->`",
-    "_NL": "a new line", "EQUAL": "`=`", "COLON": "`:`", "COMMA": "`,`", "LPAR": "`(`",
+    "EQUAL": "`=`", "COLON": "`:`", "COMMA": "`,`", "LPAR": "`(`",
     "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
     "OVER": "`over`", "ELSE": "`else`", "IN": "`in`", "FOR": "`for`", "IMPORT": "`import`",
     "MEMBER": "a name", "SIGN": "an operator", "TIMES": "an operator", "COMPARE": "an operator",

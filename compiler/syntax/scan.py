@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lamina.compiler.errors import Label, Note, Sink, Source, Span, suggest
 
 MAX_CHARACTERS = 8_000_000
-MAX_LEXEMES = 200_000
+MAX_LEXEMES = 60_000  # about one second of parsing
 MAX_BRACKETS = 200
 
 DECLARATIONS = ("model", "block", "cell", "recipe", "const", "from")
@@ -26,7 +26,7 @@ _LEXEME = re.compile(
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<number>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
       | (?P<op>->|=>|==|!=|<=|>=|//|\*\*|\.\.\.|[-+*/%@<>=(){}\[\],:;.~])
-      | (?P<stray>.)""",
+      | (?P<stray>&&|\|\||.)""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -112,6 +112,8 @@ class _Splitter:
         if lexeme.kind in ("stray", "open_string"):
             self.broken = True
             _report_character(self.source, lexeme, self.sink)
+            while lexeme.kind == "open_string" and self.stack and self.stack[-1].text != "{":
+                self.stack.pop()  # the string took its closing bracket with it
         if last is not None and last.end == lexeme.start and "number" in (lexeme.kind, last.kind):
             self._check_number(last, lexeme)
         if lexeme.kind == "op" and lexeme.text in PAIRS:
@@ -137,11 +139,10 @@ class _Splitter:
         if self.too_deep:
             return  # one message is enough; what follows cannot be judged
         at = self._span(lexeme)
-        if not self.stack:
+        if not self.stack or lexeme.text != "}" and self.stack[-1].text == "{":
             self.broken = True
             help = f"remove it, or open a `{_opener(lexeme.text)}` before it"
-            message = f"`{lexeme.text}` closes nothing"
-            self.sink.error("E104", message, at, help=help)
+            self.sink.error("E104", f"`{lexeme.text}` closes nothing", at, help=help)
             return
         opener = self.stack.pop()
         if PAIRS[opener.text] == lexeme.text:
@@ -150,12 +151,12 @@ class _Splitter:
             return
         self.broken = True
         closer = PAIRS[opener.text]
-        where = Label(at, f"`{closer}` expected before this `{lexeme.text}`")
-        if self.stack and PAIRS[self.stack[-1].text] == lexeme.text:
-            self.stack.pop()
-            self._report_open(opener, where)
+        if any(PAIRS[other.text] == lexeme.text for other in self.stack):
+            self._report_open(opener, Label(at, f"`{closer}` expected before this `{lexeme.text}`"))
+            while PAIRS[self.stack.pop().text] != lexeme.text:
+                pass
             return
-        labels = (Label(at, ""), Label(self._span(opener), f"opened here, needs `{closer}`"))
+        labels = (Label(self._span(opener), ""), Label(at, f"expected `{closer}`"))
         message = f"`{lexeme.text}` does not close `{opener.text}`"
         self.sink.error("E104", message, at, labels=labels, help=f"write `{closer}` here")
 
@@ -220,7 +221,7 @@ _LOOKALIKES = {
     "‘": '"', "’": '"', "'": '"', "`": '"', "−": "-", "–": "-", "—": "-", "×": "*", "·": "*",
     "÷": "/", "≤": "<=", "≥": ">=", "≠": "!=", "（": "(", "）": ")", "［": "[", "］": "]",
     "｛": "{", "｝": "}", "，": ",", "：": ":", "；": ";", "＝": "=", "…": "...", "\u00a0": " ",
-    "\u3000": " ", "&": "and", "|": "or", "!": "not", "^": "**", "～": "~",
+    "\u3000": " ", "&": "and", "&&": "and", "|": "or", "||": "or", "!": "not", "^": "**", "～": "~",
 }  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def _report_character(source: Source, lexeme: Lexeme, sink: Sink) -> None:
     meant = _LOOKALIKES.get(char)
     if char == "\0":
         sink.error("E101", "a NUL byte: this is not a text file", at)
-    elif char in "\u00a0\u3000":
+    elif char in ("\u00a0", "\u3000"):
         sink.error("E101", "a blank that is not an ordinary space", at, help="write a space")
     elif meant:
         sink.error("E101", f"`{char}` is not part of the language", at, help=f"write `{meant}`")
