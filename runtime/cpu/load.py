@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.metadata
@@ -77,9 +78,14 @@ def _link(body: bytes) -> tuple[int, object]:
     return engine.get_function_address(name.decode()), engine
 
 
+@functools.cache
 def _machine():
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    # Numba's C wrapper mentions these on an error path that `build` has proved dead.
+    for name in ("numba_gil_ensure", "numba_gil_release"):
+        stand_in = ctypes.cast(ctypes.pythonapi.PyGILState_Check, ctypes.c_void_p).value
+        llvm.add_symbol(name, stand_in)
     return llvm.Target.from_default_triple().create_target_machine()
 
 

@@ -1,0 +1,247 @@
+"""Matrix products and convolutions, all over the batch-reduce tile (see KERNELS in the docs).
+
+Packed weights are panels of `nr` columns: [group][panel][n0][n1][n2][nr], zero padded.
+"""
+
+from __future__ import annotations
+
+from lamina.compiler.lower.templates.text import (
+    SPLIT,
+    Epilogue,
+    Template,
+    Tile,
+    kernel_text,
+    lanes_tile,
+    operand_names,
+    tile_epilogue,
+)
+
+TILES_PER_BLOCK = 24  # rows of a block: 24 tiles of 6 are BLIS's MC of 144 for Zen
+KC = 320  # longest stretch of the sum that is done at once
+PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
+
+
+def pack(tile: Tile) -> Template:
+    """Gather a weight operand into zero-padded panels.
+
+    packed[g][panel][i0][i1][i2][j] = source[base + g * s_group + (panel * nr + j) * s_column
+    + i0 * s0 + i1 * s1 + i2 * s2], strides in floats, possibly negative.
+    `packed` has groups * ceil(columns / nr) * n0 * n1 * n2 * nr floats.
+    """
+    arguments = tuple(
+        [
+            "source",
+            "packed",
+            "base",
+            "groups",
+            "columns",
+            "n0",
+            "n1",
+            "n2",
+            "s_group",
+            "s_column",
+            "s0",
+            "s1",
+            "s2",
+        ]
+    )
+    nr = tile.nr
+    body = f"""
+    panels = (columns + {nr - 1}) // {nr}
+    src = f32ptr(source)
+    dst = f32ptr(packed)
+    total = groups * panels * n0 * n1
+    for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
+        i1 = q % n1
+        i0 = q // n1 % n0
+        panel = q // (n1 * n0) % panels
+        group = q // (n1 * n0 * panels)
+        start = base + group * s_group + panel * {nr} * s_column + i0 * s0 + i1 * s1
+        width = min(i64({nr}), columns - panel * {nr})
+        out = q * n2 * {nr}
+        if width == {nr} and s_column == 1:
+            for i2 in range(n2):
+                for j in range({nr}):
+                    dst[out + i2 * {nr} + j] = src[start + i2 * s2 + j]
+        else:
+            for i2 in range(n2):
+                for j in range(width):
+                    dst[out + i2 * {nr} + j] = src[start + i2 * s2 + j * s_column]
+                for j in range(width, {nr}):
+                    dst[out + i2 * {nr} + j] = f32(0)
+"""
+    none = Epilogue(stores=())
+    return Template(kernel_text("Packs weights into panels.", arguments, none, body), arguments)
+
+
+def gemm(epilogue: Epilogue, tile: Tile) -> Template:
+    """C[batch][M][N] = A @ B, C dense, then the epilogue (row = batch * M + m, column = n).
+
+    A[b, m, k] is at a + b * a_batch + m * a_row + k * a_k, and B's panel p at b + b * b_batch
+    + p * b_panel + k * b_k + j, in floats. Packed B: b_k = nr, b_panel = K * nr, b_batch =
+    ceil(N / nr) * K * nr or 0. Row-major B[K, N]: b_k = N, b_panel = nr (at most nr - 1 floats
+    past B's end are read and not used).
+    """
+    mr, nr = tile.mr, tile.nr
+    arguments = (
+        *("a", "b", "scratch"),
+        *operand_names(epilogue),
+        *["batch", "M", "N", "K", "a_batch", "a_row", "a_k", "b_batch", "b_panel", "b_k"],
+    )
+    a_floats = TILES_PER_BLOCK * mr * KC
+    c_floats = TILES_PER_BLOCK * PANELS_PER_BLOCK * mr * nr
+    body = f"""
+    tiles = (M + {mr - 1}) // {mr}
+    panels = (N + {nr - 1}) // {nr}
+    units = batch * tiles
+    columns = N
+{SPLIT.strip(chr(10))}
+    blocks = max(i64(1), (K + {KC - 1}) // {KC})
+    depth = (K + blocks - 1) // blocks
+    packed_a = scratch + tid * {(a_floats + c_floats) * 4}
+    sums = packed_a + {a_floats * 4}
+    dst = f32ptr(packed_a)
+    src = f32ptr(a)
+    rows_at = local_i64({mr})
+    rows = i64ptr(rows_at)
+    # Copying A's block pays when many panels read it and its rows lie far apart.
+    packing = p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
+    u = u_lo
+    while u < u_hi:
+        item = u // tiles
+        t0 = u % tiles
+        count = min(min(i64({TILES_PER_BLOCK}), tiles - t0), u_hi - u)
+        u += count
+        for p0 in range(p_lo, p_hi, {PANELS_PER_BLOCK}):
+            p1 = min(p_hi, p0 + {PANELS_PER_BLOCK})
+            for step in range(blocks):
+                k0 = step * depth
+                length = min(depth, K - k0)
+                if packing and a_k == 1:
+                    for r in range(count * {mr}):
+                        m = min(t0 * {mr} + r, M - 1)
+                        from_ = item * a_batch + m * a_row + k0
+                        for k in range(length):
+                            dst[r * {KC} + k] = src[from_ + k]
+                elif packing:
+                    for t in range(count):
+                        for k in range(length):
+                            from_ = item * a_batch + (k0 + k) * a_k
+                            for m in range({mr}):
+                                r = min((t0 + t) * {mr} + m, M - 1)
+                                dst[(t * {KC} + k) * {mr} + m] = src[from_ + r * a_row]
+                for p in range(p0, p1):
+                    b_at = b + 4 * (item * b_batch + p * b_panel + k0 * b_k)
+                    width = min(i64({nr}), N - p * {nr})
+                    first_column = p * {nr}
+                    for t in range(count):
+                        first = (t0 + t) * {mr}
+                        valid = min(i64({mr}), M - first)
+                        if not packing:
+                            for m in range({mr}):
+                                r = first + min(i64(m), valid - 1)
+                                rows[m] = a + 4 * (item * a_batch + r * a_row + k0 * a_k)
+                            a2 = a_k
+                        elif a_k == 1:
+                            for m in range({mr}):
+                                rows[m] = packed_a + 4 * (t * {mr} + m) * {KC}
+                            a2 = i64(1)
+                        else:
+                            for m in range({mr}):
+                                rows[m] = packed_a + 4 * (t * {KC * mr} + m)
+                            a2 = i64({mr})
+                        out = sums
+                        if blocks > 1:
+                            out += ((p - p0) * {TILES_PER_BLOCK} + t) * {4 * mr * nr}
+                        {tile.name}(rows_at, i64(1), i64(1), length, i64(0), i64(0), a2,
+                                    b_at, i64(0), i64(0), b_k, out, i64({nr}), step > 0)
+                        if step == blocks - 1:
+                            first_row = item * M + first
+{tile_epilogue(epilogue, nr, 28)}
+"""
+    source = kernel_text("Matrix product.", arguments, epilogue, body)
+    return Template(source, arguments, a_floats + c_floats)
+
+
+def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
+    """Direct convolution of a zero-padded NHWC input with packed weights into dense NHWC.
+
+    The element (image, h, w, channel) of x lies at image * x_image + h * x_row + w * x_pixel +
+    channel floats. C and K count channels per group; rows of the result are (image, oh, ow),
+    columns are group * K + k. Weights: pack(columns=K, n0=KH, n1=KW, n2=C).
+    """
+    return _convolution(epilogue, tile, depthwise=False)
+
+
+def depthwise(epilogue: Epilogue, vector_width: int) -> Template:
+    """Convolution of each channel with its own filter; arguments as conv2d, with groups = 1.
+
+    C = K = the number of channels; the weights are dense [KH][KW][C], unpacked.
+    """
+    return _convolution(epilogue, lanes_tile(vector_width), depthwise=True)
+
+
+def _convolution(epilogue: Epilogue, tile: Tile, depthwise: bool) -> Template:
+    mr, nr = tile.mr, tile.nr
+    arguments = (
+        *("x", "w"),
+        *operand_names(epilogue),
+        *["images", "OH", "OW", "groups", "KH", "KW", "C", "K", "x_image", "x_row", "x_pixel"],
+        *["stride_h", "stride_w", "dilation_h", "dilation_w"],
+    )
+    if depthwise:
+        weights = f"""
+    n0, n1, n2 = KH, KW, i64(1)
+    a1, b0, b1, b2 = dilation_w * x_pixel, KW * C, C, i64(0)
+    panel_floats = i64({nr})
+    channel_step = i64({nr})"""
+    else:
+        weights = f"""
+    n0, n1, n2 = KH, KW, C
+    a1, b0, b1, b2 = dilation_w * x_pixel, KW * C * {nr}, C * {nr}, i64({nr})
+    panel_floats = KH * KW * C * {nr}
+    channel_step = i64(0)
+    if dilation_w == 1 and x_pixel == C:
+        n1, n2 = i64(1), KW * C  # neighbouring pixels are one run of floats"""
+    body = f"""
+    rows_all = images * OH * OW
+    tiles = (rows_all + {mr - 1}) // {mr}
+    per_group = (K + {nr - 1}) // {nr}
+    panels = groups * per_group
+    units = tiles
+    columns = groups * K
+{SPLIT.strip(chr(10))}{weights}
+    a0 = dilation_h * x_row
+    table_at = local_i64({TILES_PER_BLOCK * mr})
+    table = i64ptr(table_at)
+    rows_at = local_i64({mr})
+    rows = i64ptr(rows_at)
+    out = local_f32({mr * nr})
+    for t0 in range(u_lo, u_hi, {TILES_PER_BLOCK}):
+        count = min(i64({TILES_PER_BLOCK}), u_hi - t0)
+        for r in range(count * {mr}):
+            pixel = min(t0 * {mr} + r, rows_all - 1)
+            ow = pixel % OW
+            oh = pixel // OW % OH
+            image = pixel // (OW * OH)
+            table[r] = x + 4 * (
+                image * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
+            )
+        for p in range(p_lo, p_hi):
+            group = p // per_group
+            q = p % per_group
+            width = min(i64({nr}), K - q * {nr})
+            first_column = group * K + q * {nr}
+            shift = 4 * (group * C + q * channel_step)
+            b_at = w + 4 * p * panel_floats
+            for t in range(count):
+                for m in range({mr}):
+                    rows[m] = table[t * {mr} + m] + shift
+                {tile.name}(rows_at, n0, n1, n2, a0, a1, i64(1),
+                            b_at, b0, b1, b2, out, i64({nr}), False)
+                first_row = (t0 + t) * {mr}
+                valid = min(i64({mr}), rows_all - first_row)
+{tile_epilogue(epilogue, nr, 16)}
+"""
+    doc = "Depthwise convolution." if depthwise else "Direct convolution."
+    return Template(kernel_text(doc, arguments, epilogue, body), arguments)

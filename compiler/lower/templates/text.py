@@ -1,0 +1,253 @@
+"""Kernel texts: the pieces that templates share.
+
+A template is a pure function from an Epilogue to a Template: the Python text of a kernel (see
+`runtime.cpu.build`) and the order of its arguments. All sizes are arguments, so that a kernel's
+text depends on its fused part alone and equal text is one kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# What `lamina.runtime.cpu.simd` offers to kernel texts (a test compares the two).
+NAMES = [
+    "barrier",
+    "call_kernel",
+    "cos",
+    "erf",
+    "exp",
+    "expm1",
+    "f32",
+    "f32ptr",
+    "f64",
+    "f64ptr",
+    "floor",
+    "i32",
+    "i32ptr",
+    "i64",
+    "i64ptr",
+    "lanes_4x2_16",
+    "lanes_4x2_4",
+    "lanes_4x2_8",
+    "local_f32",
+    "local_i64",
+    "log",
+    "log1p",
+    "maximum",
+    "minimum",
+    "philox_key",
+    "philox_uniform",
+    "pow",
+    "rsqrt",
+    "select",
+    "sigmoid",
+    "sin",
+    "sqrt",
+    "tanh",
+    "tile_14x2_16",
+    "tile_16x1_16",
+    "tile_6x2_4",
+    "tile_6x2_8",
+    "tile_8x1_4",
+    "tile_8x1_8",
+    "u8",
+    "u8ptr",
+]
+POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
+ACCESS = ("matrix", "column", "row", "scalar")
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An extra operand or a result of an epilogue.
+
+    `access` says how it is indexed: "matrix" (row * columns + column, dense), "column", "row"
+    or "scalar" (one element).
+    """
+
+    access: str
+    dtype: str = "f32"
+
+    def __post_init__(self):
+        if self.access not in ACCESS or self.dtype not in POINTERS:
+            raise ValueError(f"no operand is {self.access!r} of {self.dtype!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What happens to each result `acc` before it is stored.
+
+    `text` holds Python assignments over `acc` (float32) and x0, x1 ... (the loads; a "bool" one
+    is a Python boolean); `stores` pairs each result operand with the name of the value to write.
+    Constants must be written as f32(...): a bare 1.0 would be a float64.
+    """
+
+    loads: tuple[Operand, ...] = ()
+    text: tuple[str, ...] = ()
+    stores: tuple[tuple[Operand, str], ...] = ((Operand("matrix"), "acc"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A kernel's source, the names of its int64 arguments in order, and its scratch memory.
+
+    Arguments are buffers first, then sizes; those of the epilogue are x0, x1 ... (loads) and
+    y0, y1 ... (stores). `scratch` counts the floats per thread that the argument "scratch"
+    must point to: a temporary buffer of shape ("$threads", scratch).
+    """
+
+    source: str
+    arguments: tuple[str, ...]
+    scratch: int = 0
+
+
+STORE = Epilogue()
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A register tile of `mr` rows by `nv` vectors of `width` floats."""
+
+    mr: int
+    nv: int
+    width: int
+    kind: str = "tile"
+
+    @property
+    def nr(self) -> int:
+        """Columns of the tile."""
+        return self.nv * self.width
+
+    @property
+    def name(self) -> str:
+        """The intrinsic's name in `simd`."""
+        return f"{self.kind}_{self.mr}x{self.nv}_{self.width}"
+
+
+def wide_tile(vector_width: int) -> Tile:
+    """The usual tile for vectors of 4, 8 or 16 floats."""
+    return Tile(14 if vector_width == 16 else 6, 2, vector_width)
+
+
+def narrow_tile(vector_width: int) -> Tile:
+    """The tile for at most `vector_width` columns."""
+    return Tile(16 if vector_width == 16 else 8, 1, vector_width)
+
+
+def lanes_tile(vector_width: int) -> Tile:
+    """The tile of elementwise products, for depthwise convolution."""
+    return Tile(4, 2, vector_width, "lanes")
+
+
+def operand_names(epilogue: Epilogue) -> tuple[str, ...]:
+    """The epilogue's arguments: x0 ... of the loads, y0 ... of the stores."""
+    loads = tuple(f"x{i}" for i in range(len(epilogue.loads)))
+    return loads + tuple(f"y{i}" for i in range(len(epilogue.stores)))
+
+
+def kernel_text(
+    doc: str, arguments: Iterable[str], epilogue: Epilogue, body: str, fastmath: str = ""
+) -> str:
+    """A whole kernel file: imports of the names it uses, argument loads, then `body`.
+
+    An argument called x (a buffer) arrives as the int64 `x_at`; the epilogue's buffers arrive as
+    typed pointers p_x0 ...; sizes arrive under their own name. `body` is indented by 4.
+    """
+    typed = _typed(epilogue)
+    lines = []
+    for index, name in enumerate(arguments):
+        if name in typed:
+            lines.append(f"    p_{name} = {POINTERS[typed[name]]}(block[{index}])")
+        else:
+            lines.append(f"    {name} = block[{index}]")
+    for index, operand in enumerate(epilogue.loads):
+        if operand.access == "scalar":
+            lines.append(f"    x{index} = {_load(operand, index, '0')}")
+    text = "\n".join(["    block = i64ptr(args)", *lines, body.strip("\n"), ""])
+    words = set(re.findall(r"[A-Za-z_]\w*", text))
+    names = ", ".join(name for name in NAMES if name in words)
+    head = f'"""{doc}"""\n\nfrom lamina.runtime.cpu.simd import {names}\n\n'
+    return f"{head}{fastmath}\ndef kernel(args, tid, nthreads):\n{text}"
+
+
+def _typed(epilogue: Epilogue) -> dict[str, str]:
+    typed = {f"x{i}": operand.dtype for i, operand in enumerate(epilogue.loads)}
+    typed.update({f"y{i}": operand.dtype for i, (operand, _) in enumerate(epilogue.stores)})
+    return typed
+
+
+def _load(operand: Operand, index: int, at: str) -> str:
+    item = f"p_x{index}[{at}]"
+    return f"{item} != 0" if operand.dtype == "bool" else item
+
+
+def element(epilogue: Epilogue, value: str, at: str, column: str, indent: int) -> str:
+    """The lines for one element: `value` is acc, `at` its dense index, `column` its column."""
+    lines = [f"acc = {value}"]
+    places = {"matrix": at, "column": column}
+    for index, operand in enumerate(epilogue.loads):
+        if operand.access in places:
+            lines.append(f"x{index} = {_load(operand, index, places[operand.access])}")
+    lines += epilogue.text
+    for index, (operand, name) in enumerate(epilogue.stores):
+        cast = {"bool": "u8", "f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}
+        place = {**places, "row": "row", "scalar": "0"}[operand.access]
+        lines.append(f"p_y{index}[{place}] = {cast[operand.dtype]}({name})")
+    return _indented(lines, indent)
+
+
+def row_loads(epilogue: Epilogue, indent: int) -> str:
+    """The lines that load "row" operands at index `row`."""
+    lines = [
+        f"x{i} = {_load(operand, i, 'row')}"
+        for i, operand in enumerate(epilogue.loads)
+        if operand.access == "row"
+    ]
+    return _indented(lines or ["pass"], indent)
+
+
+def _indented(lines: Iterable[str], indent: int) -> str:
+    return "\n".join(" " * indent + line for line in lines)
+
+
+# Splits `units` x `panels` pieces over nthreads = ways * across threads: the grid whose largest
+# share is smallest, rows first. The pieces of this thread are u_lo..u_hi and p_lo..p_hi.
+SPLIT = """
+    ways = i64(1)
+    least = units * panels + 1
+    for candidate in range(1, nthreads + 1):
+        if nthreads % candidate == 0:
+            beside = nthreads // candidate
+            share = ((units + candidate - 1) // candidate) * ((panels + beside - 1) // beside)
+            if share <= least:
+                least = share
+                ways = i64(candidate)
+    across = nthreads // ways
+    u_lo = (tid // across) * units // ways
+    u_hi = (tid // across + 1) * units // ways
+    p_lo = (tid % across) * panels // across
+    p_hi = (tid % across + 1) * panels // across
+"""
+
+
+def tile_epilogue(epilogue: Epilogue, nr: int, indent: int) -> str:
+    """Run the epilogue over a tile: `out` its address, `valid` x `width` elements.
+
+    Uses first_row, first_column (of the whole result), `columns` (its row length).
+    """
+    pad = " " * indent
+    return f"""
+{pad}result = f32ptr(out)
+{pad}for m in range(valid):
+{pad}    row = first_row + m
+{row_loads(epilogue, indent + 4)}
+{pad}    at = row * columns + first_column
+{pad}    if width == {nr}:
+{pad}        for j in range({nr}):
+{element(epilogue, f"result[m * {nr} + j]", "at + j", "first_column + j", indent + 12)}
+{pad}    else:
+{pad}        for j in range(width):
+{element(epilogue, f"result[m * {nr} + j]", "at + j", "first_column + j", indent + 12)}
+""".strip("\n")

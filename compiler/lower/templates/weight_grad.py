@@ -1,0 +1,191 @@
+"""The gradient of a convolution's weights: partial sums over pixels, then one combining kernel."""
+
+from __future__ import annotations
+
+from lamina.compiler.lower.templates.text import (
+    SPLIT,
+    Epilogue,
+    Template,
+    Tile,
+    element,
+    kernel_text,
+    operand_names,
+    row_loads,
+)
+
+PIXELS = 256  # pixels whose gradients are packed and summed at once
+
+
+def weight_partial_floats(tile: Tile) -> tuple[int, int]:
+    """(mr, nr) to which the partial sums' rows KH*KW*C and columns K are rounded up.
+
+    `partial` has chunks * groups * up(KH*KW*C, mr) * up(K, nr) floats.
+    """
+    return tile.mr, tile.nr
+
+
+def conv2d_weight_grad(tile: Tile) -> Template:
+    """Partial sums of the weight gradient, one for each chunk of images.
+
+    partial[chunk][group][(kh * KW + kw) * C + c][k] = sum over the chunk's images, oh, ow of
+    x[image, oh * stride_h + kh * dilation_h, ow * stride_w + kw * dilation_w, group * C + c]
+    * dy[image, oh, ow, group * K + k]. x is zero padded NHWC as in `conv2d`; dy is dense NHWC.
+    Choose `chunks` (at most images) from sizes alone: it fixes the order of the sum.
+    """
+    mr, nr = tile.mr, tile.nr
+    arguments = tuple(
+        [
+            "x",
+            "dy",
+            "partial",
+            "images",
+            "OH",
+            "OW",
+            "groups",
+            "KH",
+            "KW",
+            "C",
+            "K",
+            "x_image",
+            "x_row",
+            "x_pixel",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+            "chunks",
+        ]
+    )
+    body = f"""
+    depth = KH * KW * C
+    tiles = (depth + {mr - 1}) // {mr}
+    per_group = (K + {nr - 1}) // {nr}
+    panels = groups * per_group
+    units = chunks * tiles
+{SPLIT.strip(chr(10))}
+    wide = per_group * {nr}
+    pixels = OH * OW
+    images_at_once = max(i64(1), {PIXELS} // max(i64(1), pixels))
+    rows_at_once = min(OH, max(i64(1), {PIXELS} // max(i64(1), OW)))
+    columns_at_once = min(OW, i64({PIXELS}))
+    src = f32ptr(dy)
+    packed_at = local_f32({PIXELS * nr})
+    packed = f32ptr(packed_at)
+    rows_at = local_i64({mr})
+    rows = i64ptr(rows_at)
+    u = u_lo
+    while u < u_hi:
+        chunk = u // tiles
+        t0 = u % tiles
+        t1 = min(tiles, t0 + u_hi - u)
+        u += t1 - t0
+        first_image = chunk * images // chunks
+        last_image = (chunk + 1) * images // chunks
+        for p in range(p_lo, p_hi):
+            group = p // per_group
+            column = p % per_group * {nr}
+            width = min(i64({nr}), K - column)
+            target = partial + 4 * ((chunk * groups + group) * tiles * {mr} * wide + column)
+            if first_image >= last_image or pixels == 0:
+                clear = f32ptr(target)
+                for m in range(t0 * {mr}, t1 * {mr}):
+                    for j in range({nr}):
+                        clear[m * wide + j] = f32(0)
+            started = False
+            for n in range(first_image, last_image, images_at_once):
+                n0 = min(images_at_once, last_image - n)
+                for oh in range(0, OH, max(i64(1), rows_at_once)):
+                    n1 = min(rows_at_once, OH - oh)
+                    for ow in range(0, OW, max(i64(1), columns_at_once)):
+                        n2 = min(columns_at_once, OW - ow)
+                        out = i64(0)
+                        for i0 in range(n0):
+                            for i1 in range(n1):
+                                at = ((n + i0) * OH + oh + i1) * OW + ow
+                                at = (at * groups + group) * K + column
+                                for i2 in range(n2):
+                                    if width == {nr}:
+                                        for j in range({nr}):
+                                            packed[out + j] = src[at + j]
+                                    else:
+                                        for j in range(width):
+                                            packed[out + j] = src[at + j]
+                                        for j in range(width, {nr}):
+                                            packed[out + j] = f32(0)
+                                    out += {nr}
+                                    at += groups * K
+                        corner = n * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
+                        corner += group * C
+                        m0 = t0 * {mr}
+                        c = m0 % C
+                        kw = m0 // C % KW
+                        kh = m0 // (C * KW)
+                        for t in range(t0, t1):
+                            for m in range({mr}):
+                                tap = kh * dilation_h * x_row + kw * dilation_w * x_pixel
+                                rows[m] = x + 4 * (corner + tap + c)
+                                if kh * KW * C + kw * C + c < depth - 1:
+                                    c += 1
+                                    if c == C:
+                                        c = i64(0)
+                                        kw += 1
+                                        if kw == KW:
+                                            kw = i64(0)
+                                            kh += 1
+                            {tile.name}(rows_at, n0, n1, n2, x_image, stride_h * x_row,
+                                        stride_w * x_pixel, packed_at, n1 * n2 * {nr},
+                                        n2 * {nr}, i64({nr}), target + 4 * t * {mr} * wide,
+                                        wide, started)
+                        started = True
+"""
+    none = Epilogue(stores=())
+    source = kernel_text("Weight gradient, partial sums.", arguments, none, body)
+    return Template(source, arguments)
+
+
+def combine_weight_grad(epilogue: Epilogue, tile: Tile) -> Template:
+    """Add up the chunks of `conv2d_weight_grad` in order; the epilogue then runs on each weight.
+
+    acc is dW[group * K + k, c, kh, kw]; "matrix" operands lie at k * s_out + c * s_in + kh * s_h
+    + kw * s_w (k over all groups), "row" ones at k; "column" has no meaning here. For contiguous
+    OIHW: s_out = C * KH * KW, s_in = KH * KW, s_h = KW, s_w = 1.
+    """
+    if any(operand.access == "column" for operand in _operands(epilogue)):
+        raise ValueError("weights have no columns")
+    mr, nr = tile.mr, tile.nr
+    arguments = (
+        "partial",
+        *operand_names(epilogue),
+        *["groups", "KH", "KW", "C", "K", "chunks", "s_out", "s_in", "s_h", "s_w"],
+    )
+    body = f"""
+    src = f32ptr(partial)
+    depth = KH * KW * C
+    per_group = (K + {nr - 1}) // {nr}
+    wide = per_group * {nr}
+    group_floats = (depth + {mr - 1}) // {mr} * {mr} * wide
+    total = groups * per_group * C
+    for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
+        c = q % C
+        column = q // C % per_group * {nr}
+        group = q // (C * per_group)
+        width = min(i64({nr}), K - column)
+        for kh in range(KH):
+            for kw in range(KW):
+                start = group * group_floats + ((kh * KW + kw) * C + c) * wide + column
+                place = c * s_in + kh * s_h + kw * s_w
+                for j in range(width):
+                    row = group * K + column + j
+                    total_ = f32(0)
+                    for chunk in range(chunks):
+                        total_ += src[start + chunk * groups * group_floats + j]
+                    at = row * s_out + place
+{row_loads(epilogue, 20)}
+{element(epilogue, "total_", "at", "0", 20)}
+"""
+    source = kernel_text("Weight gradient, combined.", arguments, epilogue, body)
+    return Template(source, arguments)
+
+
+def _operands(epilogue: Epilogue):
+    return [*epilogue.loads, *(operand for operand, _ in epilogue.stores)]
