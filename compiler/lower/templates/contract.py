@@ -28,22 +28,20 @@ def pack(tile: Tile) -> Template:
     + i0 * s0 + i1 * s1 + i2 * s2], strides in floats, possibly negative.
     `packed` has groups * ceil(columns / nr) * n0 * n1 * n2 * nr floats.
     """
-    arguments = tuple(
-        [
-            "source",
-            "packed",
-            "base",
-            "groups",
-            "columns",
-            "n0",
-            "n1",
-            "n2",
-            "s_group",
-            "s_column",
-            "s0",
-            "s1",
-            "s2",
-        ]
+    arguments = (
+        "source",
+        "packed",
+        "base",
+        "groups",
+        "columns",
+        "n0",
+        "n1",
+        "n2",
+        "s_group",
+        "s_column",
+        "s0",
+        "s1",
+        "s2",
     )
     nr = tile.nr
     body = f"""

@@ -33,28 +33,26 @@ def conv2d_weight_grad(tile: Tile) -> Template:
     Choose `chunks` (at most images) from sizes alone: it fixes the order of the sum.
     """
     mr, nr = tile.mr, tile.nr
-    arguments = tuple(
-        [
-            "x",
-            "dy",
-            "partial",
-            "images",
-            "OH",
-            "OW",
-            "groups",
-            "KH",
-            "KW",
-            "C",
-            "K",
-            "x_image",
-            "x_row",
-            "x_pixel",
-            "stride_h",
-            "stride_w",
-            "dilation_h",
-            "dilation_w",
-            "chunks",
-        ]
+    arguments = (
+        "x",
+        "dy",
+        "partial",
+        "images",
+        "OH",
+        "OW",
+        "groups",
+        "KH",
+        "KW",
+        "C",
+        "K",
+        "x_image",
+        "x_row",
+        "x_pixel",
+        "stride_h",
+        "stride_w",
+        "dilation_h",
+        "dilation_w",
+        "chunks",
     )
     body = f"""
     depth = KH * KW * C
