@@ -15,6 +15,7 @@ from lamina.compiler.syntax.scan import (
     Chunk,
     Lexeme,
     closest_keyword,
+    word_set,
 )
 
 
@@ -216,9 +217,8 @@ def _misspelt(place: _Place) -> Diagnostic | None:
     return Diagnostic("E105", message, place.span, help=f"did you mean `{meant}`?")
 
 
-_WORDS = frozenset(
-    "IMPORT AS REPEAT FOR SCAN IF ELSE OR AND NOT IN OVER REVERSE WITH UNTIL LIMIT SHARED "
-    "EXCEPT".split()
+_WORDS = word_set(
+    "IMPORT AS REPEAT FOR SCAN IF ELSE OR AND NOT IN OVER REVERSE WITH UNTIL LIMIT SHARED EXCEPT"
 )
 
 
@@ -389,7 +389,7 @@ def _nameless(place: _Place) -> Diagnostic | None:
     return Diagnostic("E113", "the value is not given a name", place.at(word), help=help)
 
 
-_AFTER_VALUE = frozenset("-> ( [ . + - * / // % ** @ == != < <= > >= } ;".split())
+_AFTER_VALUE = word_set("-> ( [ . + - * / // % ** @ == != < <= > >= } ;")
 
 
 def _fat_arrow(place: _Place) -> Diagnostic | None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from lamina.compiler.errors import Sink, Source
 from lamina.compiler.syntax.parse import parse
-from lamina.compiler.syntax.scan import CONTINUES, KEYWORDS, PAIRS, Lexeme, scan
+from lamina.compiler.syntax.scan import CONTINUES, KEYWORDS, PAIRS, Lexeme, scan, word_set
 
 WIDTH = 100
 INDENT = 2
 
 _CLOSERS = frozenset(PAIRS.values())
-_TIGHT_BEFORE = frozenset(", ; . ~ ) ] :".split())
+_TIGHT_BEFORE = word_set(", ; . ~ ) ] :")
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ def format_source(source: Source) -> str:
         return ""
     _space(items)
     lines = _lay_out(items)
-    while any([_break(line, items) for line in lines if len(line.code) > WIDTH]):
+    while _break_long(lines):
         lines = _lay_out(items)
     for find, spread in ((_equals, 8), (_fat_arrow, 40), (_brace, 12), (_trailing, 40)):
         _align(lines, find, spread)
@@ -89,7 +89,7 @@ def _items(source: Source) -> list[_Item]:
     lexemes = scan(source, Sink())
     for i, lexeme in enumerate(lexemes):
         if lexeme.kind == "newline":
-            newlines += 1
+            newlines += len(lexeme.text)
             continue
         if lexeme.text == ";" and _needless(lexemes, i, newlines, items):
             continue
@@ -209,47 +209,48 @@ def _goes_on(code: _Item, stack: list, last: _Item | None) -> bool:
     return code.text == "->" or last.lexeme.kind != "string" and last.text in CONTINUES
 
 
-def _break(line: _Line, items: list[_Item]) -> bool:
-    """Add breaks to a line that is too long: before its arrows, or inside a bracket."""
-    arrows, brackets = _candidates(line.items)
-    depth = min(arrows, default=99)
-    inner = min(brackets, default=99)
-    chosen = arrows[depth] if arrows and depth <= inner else brackets.get(inner, [])
+def _break_long(lines: list[_Line]) -> bool:
+    """Add breaks to the lines that are too long; whether any could be added."""
+    broken = False
+    for line in lines:
+        if len(line.code) > WIDTH:
+            broken = _break(line.items) or broken
+    return broken
+
+
+def _break(items: list[_Item]) -> bool:
+    """Break a line before its outermost arrows, or inside its longest outermost bracket."""
+    arrows, brackets = _candidates(items)
+    outer, inner = min(arrows, default=len(items)), min(brackets, default=len(items))
+    chosen = arrows[outer] if arrows and outer <= inner else brackets.get(inner, (0, []))[1]
     for item in chosen:
         item.breaks = True
     return bool(chosen)
 
 
-def _candidates(items: list[_Item]) -> tuple[dict[int, list[_Item]], dict[int, list[_Item]]]:
-    """By depth: arrows that do not start the line, and the points of the longest bracket."""
+def _candidates(
+    items: list[_Item],
+) -> tuple[dict[int, list[_Item]], dict[int, tuple[int, list[_Item]]]]:
+    """By depth: arrows that do not start the line; length and points of the longest bracket."""
     arrows: dict[int, list[_Item]] = {}
-    brackets: dict[int, list[_Item]] = {}
-    stack: list[tuple[int, list[_Item]]] = []
+    brackets: dict[int, tuple[int, list[_Item]]] = {}
+    stack: list[tuple[int, list[_Item]]] = []  # index of an open bracket, points inside it
     for i, item in enumerate(items):
         op = item.lexeme.kind == "op"
-        if i and items[i - 1].lexeme.kind == "op" and stack:
-            after_comma = items[i - 1].text == "," and items[stack[-1][0]].text != "{"
-            if items[i - 1] is items[stack[-1][0]] or after_comma:
-                stack[-1][1].append(item)
-        if item.text == "->" and op and i:
+        if stack and not (op and item.text in _CLOSERS):
+            opener, points = stack[-1]
+            after_comma = items[i - 1].text == "," and items[opener].text != "{"
+            if opener == i - 1 or after_comma:
+                points.append(item)
+        if op and item.text == "->" and i:
             arrows.setdefault(len(stack), []).append(item)
         elif op and item.text in PAIRS:
             stack.append((i, []))
         elif op and item.text in _CLOSERS and stack:
             start, points = stack.pop()
-            points = [point for point in points if point is not item]
-            longer = i - start > _extent(brackets.get(len(stack), []), items)
-            if points and longer:
-                brackets[len(stack)] = [*points, item]
+            if points and i - start > brackets.get(len(stack), (0, []))[0]:
+                brackets[len(stack)] = (i - start, [*points, item])
     return arrows, brackets
-
-
-def _extent(points: list[_Item], items: list[_Item]) -> int:
-    if not points:
-        return 0
-    first = next(i for i, item in enumerate(items) if item is points[0])
-    last = next(i for i, item in enumerate(items) if item is points[-1])
-    return last - first + 1
 
 
 # ------------------------------------------------------------- alignment, output
@@ -260,10 +261,10 @@ _NAMED = ("data", "metric", "shared", "const", "model", "block", "cell")
 
 def _equals(line: _Line) -> int | None:
     """Index of the `=` of `name = value` or `data name = value`."""
-    words = [item.text for item in line.items[:3]]
-    if line.fresh and "=" in words[1:2] and line.items[0].lexeme.kind == "name":
+    texts = [item.text for item in line.items[:3]]
+    if line.fresh and "=" in texts[1:2] and line.items[0].lexeme.kind == "name":
         return 1
-    return 2 if line.fresh and words[2:] == ["="] and words[0] in _NAMED else None
+    return 2 if line.fresh and texts[2:] == ["="] and texts[0] in _NAMED else None
 
 
 def _fat_arrow(line: _Line) -> int | None:
@@ -288,7 +289,7 @@ def _align(lines: list[_Line], find: Callable[[_Line], int | None], spread: int)
     group: list[tuple[_Line, int]] = []
     for line in lines:
         index = find(line)
-        if group and (index is None or _apart(group[-1][0], line, find)):
+        if group and (index is None or _apart(group[-1][0], line)):
             _align_group(group, spread)
             group = []
         if index is not None:
@@ -296,9 +297,8 @@ def _align(lines: list[_Line], find: Callable[[_Line], int | None], spread: int)
     _align_group(group, spread)
 
 
-def _apart(above: _Line, line: _Line, find: Callable) -> bool:
-    indented = above.indent != line.indent and find is not _trailing
-    return indented or line.items[0].newlines > 1
+def _apart(above: _Line, line: _Line) -> bool:
+    return above.indent != line.indent or _blank(above, line)
 
 
 def _align_group(group: list[tuple[_Line, int]], spread: int) -> None:

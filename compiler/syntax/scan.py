@@ -9,19 +9,23 @@ MAX_CHARACTERS = 8_000_000
 MAX_LEXEMES = 60_000  # about one second of parsing
 MAX_BRACKETS = 200
 
+
+def word_set(text: str) -> frozenset[str]:
+    """The blank-separated words of a text."""
+    return frozenset(text.split())
+
+
 DECLARATIONS = ("model", "block", "cell", "recipe", "const", "from")
-KEYWORDS = frozenset(
+KEYWORDS = word_set(
     "model block cell input param buffer state memory const from import recipe output shared tie "
-    "assert as repeat for scan if else or and not in new prev true false _".split()
+    "assert as repeat for scan if else or and not in new prev true false _"
 )
 # After these a line goes on: they cannot end a statement.
-CONTINUES = frozenset(
-    "{ ( [ , = : -> => + - * / // % ** @ == != < <= > >= . if else or and not in".split()
-)
+CONTINUES = word_set("{ ( [ , = : -> => + - * / // % ** @ == != < <= > >= . if else or and not in")
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 _LEXEME = re.compile(
-    r"""(?P<space>[ \t\r]+) | (?P<newline>\n) | (?P<comment>\#[^\n]*)
+    r"""(?P<space>[ \t\r]+) | (?P<newline>\n+) | (?P<comment>\#[^\n]*)
       | (?P<string>"(?:[^"\\\n]|\\.)*+") | (?P<open_string>"[^\n]*)
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<number>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
@@ -65,10 +69,23 @@ def scan(source: Source, sink: Sink) -> list[Lexeme]:
         lexemes.append(Lexeme(str(kind), match.group(), match.start(), match.end(), fresh))
         fresh = kind == "newline"
         if len(lexemes) > MAX_LEXEMES:
-            at = Span(source, match.start(), match.end())
-            sink.error("E901", f"the file has more than {MAX_LEXEMES:,} words", at)
+            _report_too_many(source, lexemes, sink)
             return []
     return lexemes
+
+
+def _report_too_many(source: Source, lexemes: list[Lexeme], sink: Sink) -> None:
+    """Say that the file is too large; or, where that is why, that its brackets run away."""
+    depth = 0
+    for lexeme in lexemes:
+        if lexeme.kind == "op":
+            depth += (lexeme.text in PAIRS) - (lexeme.text in PAIRS.values())
+        if depth > MAX_BRACKETS:
+            at = Span(source, lexeme.start, lexeme.end)
+            sink.error("E900", f"brackets are nested more than {MAX_BRACKETS} deep", at)
+            return
+    at = Span(source, lexemes[-1].start, lexemes[-1].end)
+    sink.error("E901", f"the file has more than {MAX_LEXEMES:,} words", at)
 
 
 def split(source: Source, lexemes: list[Lexeme], sink: Sink) -> list[Chunk]:
