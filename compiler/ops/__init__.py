@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from lamina.compiler.ir.op import Op
-from lamina.compiler.ops import control, elementwise, reduce, shape, source  # noqa: F401  (they register)
+from lamina.compiler.ops import (  # noqa: F401  (they register)
+    contract,
+    control,
+    conv,
+    elementwise,
+    gather,
+    losses,
+    random,
+    reduce,
+    shape,
+    source,
+)
 from lamina.compiler.ops.define import REGISTRY, GraphMath, NumpyMath, Var
 
 OPS: Mapping[str, Op] = MappingProxyType(REGISTRY)

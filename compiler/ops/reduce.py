@@ -9,8 +9,8 @@ from lamina.compiler.ir.types import TensorType
 from lamina.compiler.ops.define import composite, normalize_axes, primitive, same_dtype
 
 NUMBERS = ("f32", "f64", "i32", "i64")
-OVER = ("x:[3,4]", "x:[3,4] | axis=1", "x:[2,3,5] | axis=(0, 2)", "x:[2,3,5] | axis=-1, keepdims=True",
-        "x:[1,17] | axis=1")
+OVER = ("x:[3,4]", "x:[3,4] | axis=1", "x:[2,3,5] | axis=(0, 2)",
+        "x:[2,3,5] | axis=-1, keepdims=True", "x:[1,17] | axis=1")
 WRONG_AXIS = {"E211": "x:[3] | axis=1"}
 
 
@@ -23,9 +23,16 @@ def _infer(name):
     return infer
 
 
+def _limits(x):
+    """The smallest and the largest number of the type: the extrema of no elements at all."""
+    if np.issubdtype(x.dtype, np.floating):
+        return -np.inf, np.inf
+    return np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
+
+
 def _extremum_vjp(m, ct, y, x, *, axes):
     """Equal extrema share the gradient, as in PyTorch's amax."""
-    hit = m.select(m.equal(x, y), 1.0, 0.0)
+    hit = m.cast(m.equal(x, y), dtype=m.dtype_of(x))
     return (ct * hit / m.reduce_sum(hit, axes=axes),)
 
 
@@ -37,15 +44,17 @@ primitive("reduce_sum", "reduce", infer=_infer("sum"), attrs={"axes": REQUIRED},
           torch="a.sum(axes, keepdim=True)", bad={"E211": "x:[3] | axes=(1,)"},
           doc="Sum over axes, kept with size 1.")
 primitive("reduce_max", "reduce", infer=_infer("max"), attrs={"axes": REQUIRED}, public=False,
-          numpy=lambda x, *, axes: np.max(x, axes, keepdims=True), vjp=_extremum_vjp,
+          numpy=lambda x, *, axes: np.max(x, axes, keepdims=True, initial=_limits(x)[0]),
+          vjp=_extremum_vjp,
           samples=("x:[3,4] | axes=(1,)", "x:[2,3,5] | axes=(0, 1)"),
           torch="a.amax(axes, keepdim=True)", bad={"E211": "x:[3] | axes=(1,)"},
-          doc="Largest over axes, kept with size 1.")
+          doc="Largest over axes, kept with size 1; -inf over no elements, NaN if any is.")
 primitive("reduce_min", "reduce", infer=_infer("min"), attrs={"axes": REQUIRED}, public=False,
-          numpy=lambda x, *, axes: np.min(x, axes, keepdims=True), vjp=_extremum_vjp,
+          numpy=lambda x, *, axes: np.min(x, axes, keepdims=True, initial=_limits(x)[1]),
+          vjp=_extremum_vjp,
           samples=("x:[3,4] | axes=(1,)", "x:[2,3,5] | axes=(0, 1)"),
           torch="a.amin(axes, keepdim=True)", bad={"E211": "x:[3] | axes=(1,)"},
-          doc="Smallest over axes, kept with size 1.")
+          doc="Smallest over axes, kept with size 1; inf over no elements, NaN if any is.")
 
 
 def _drop(m, x, axes, keepdims):
@@ -122,11 +131,12 @@ def log_softmax(m, x, *, axis):
 @composite("argmax", attrs={"axis": -1}, samples=("x:[3,4]", "x:[2,5,3] | axis=1"), bad=WRONG_AXIS,
            torch="a.argmax(axis).int()")
 def argmax(m, x, *, axis):
-    """Position of the largest element along an axis, the first among equals; i32."""
+    """Position of the largest element along an axis, the first among equals or of the NaNs; i32."""
     (axis,) = normalize_axes("argmax", axis, len(x.shape))
     top = m.reduce_max(x, axes=(axis,))
     place = m.iota(shape=x.shape, axis=axis)
-    first = m.reduce_min(m.select(m.equal(x, top), place, 2**31 - 1), axes=(axis,))
+    hit = m.logical_or(m.equal(x, top), m.not_equal(x, x))
+    first = m.reduce_min(m.select(hit, place, 2**31 - 1), axes=(axis,))
     return m.reshape(first, shape=(*x.shape[:axis], *x.shape[axis + 1:]))
 
 
