@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
+import lark
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.construct import Construct
@@ -70,8 +71,7 @@ def dump_tables() -> str:
     """The parser's tables, built from the grammar, as JSON."""
     data, memo = _build(Construct()).memo_serialize([TerminalDef, Rule])
     data["options"] |= {"postlex": None, "transformer": None}  # given anew when loading
-    grammar = hashlib.sha256(GRAMMAR.read_bytes()).hexdigest()
-    content = {"grammar": grammar, "data": data, "memo": memo}
+    content = {"made_from": _fingerprint(), "data": data, "memo": memo}
     return json.dumps(content, default=sorted, separators=(",", ":"), sort_keys=True)
 
 
@@ -162,10 +162,15 @@ def _load(construct: Construct) -> Lark | None:
     if not TABLES.is_file():
         return None
     content = json.loads(TABLES.read_text(encoding="utf-8"))
-    if content["grammar"] != hashlib.sha256(GRAMMAR.read_bytes()).hexdigest():
+    if content["made_from"] != _fingerprint():
         return None
     data, memo = _int_keys(content["data"]), _int_keys(content["memo"])
     return Lark._load_from_dict(data, memo, transformer=construct, postlex=_Newlines())
+
+
+def _fingerprint() -> str:
+    """What the tables depend on: the version of Lark and the text of the grammar."""
+    return f"lark {lark.__version__}, {hashlib.sha256(GRAMMAR.read_bytes()).hexdigest()}"
 
 
 def _int_keys(value):

@@ -49,7 +49,7 @@ CASES = {
         "#a\nmodel M {  # b\n  y = x  # c\n    # d\n    -> f  #  e\n  # g\n}\n\n#h\n",
     ),
     "arrows": (
-        "model M { y = x -> " + " -> ".join(f"label{i}: layer(64, kernel=3)" for i in range(4)) + "}",
+        "model M { y = x" + "".join(f"-> label{i}: layer(64, kernel=3)" for i in range(4)) + "}",
         "model M {\n  y = x\n"
         + "".join(f"    -> label{i}: layer(64, kernel=3)\n" for i in range(4))
         + "}\n",
