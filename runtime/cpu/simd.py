@@ -492,7 +492,8 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
     r1 b1 + r2 b2, :], where `rows` is the address of mr int64 addresses of A's rows, `b` that of
     B, `c` that of the result with `stride` floats between rows; strides count floats. With
     `lanes` A_m is read as nv vectors (elementwise product, for depthwise convolution), else as
-    one float. The sum runs in the order of (r0, r1, r2), whatever the tile.
+    one float. The sum runs in the order of (r0, r1, r2), whatever the tile; it starts from zero
+    and is added to C at its end, so that a long sum cut into calls is a sum of short ones.
     """
     vector = ir.VectorType(F32, width)
 
@@ -520,13 +521,6 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
             for v in range(nv):
                 cells[m][v] = cgutils.alloca_once(b, vector)
                 b.store(zero, cells[m][v])
-        with b.if_then(accumulate):
-            for m in range(mr):
-                for v in range(nv):
-                    value = b.load(place(m, v))
-                    value.align = 4
-                    b.store(value, cells[m][v])
-
         def splat(value):
             blank = ir.Constant(vector, ir.Undefined)
             one = b.insert_element(blank, value, ir.Constant(I32, 0))
@@ -553,6 +547,12 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
 
         start = ir.Constant(I64, 0)
         _Loop(b, n0, [start, start]).run([a0, b0], outer)
+        with b.if_then(accumulate):
+            for m in range(mr):
+                for v in range(nv):
+                    value = b.load(place(m, v))
+                    value.align = 4
+                    b.store(b.fadd(value, b.load(cells[m][v])), cells[m][v])
         for m in range(mr):
             for v in range(nv):
                 b.store(b.load(cells[m][v]), place(m, v)).align = 4

@@ -19,7 +19,7 @@ PIXELS = 256  # pixels whose gradients are packed and summed at once
 def weight_partial_floats(tile: Tile) -> tuple[int, int]:
     """(mr, nr) to which the partial sums' rows KH*KW*C and columns K are rounded up.
 
-    `partial` has chunks * groups * up(KH*KW*C, mr) * up(K, nr) floats.
+    `partial` has chunks * groups * up(KH*KW*C, mr) * up(K, nr) floats, up(a, b) = ceil(a/b) * b.
     """
     return tile.mr, tile.nr
 
@@ -27,9 +27,11 @@ def weight_partial_floats(tile: Tile) -> tuple[int, int]:
 def conv2d_weight_grad(tile: Tile) -> Template:
     """Partial sums of the weight gradient, one for each chunk of images.
 
-    partial[chunk][group][(kh * KW + kw) * C + c][k] = sum over the chunk's images, oh, ow of
-    x[image, oh * stride_h + kh * dilation_h, ow * stride_w + kw * dilation_w, group * C + c]
-    * dy[image, oh, ow, group * K + k]. x is zero padded NHWC as in `conv2d`; dy is dense NHWC.
+    partial[chunk][group][panel][(kh * KW + kw) * C + c][j], k = panel * nr + j, is the sum over
+    the chunk's images, oh, ow of x[image, oh * stride_h + kh * dilation_h, ow * stride_w + kw *
+    dilation_w, group * C + c] * dy[image, oh, ow, group * K + k]. x is zero padded NHWC as in
+    `conv2d`; dy is dense NHWC. The sum runs in blocks of PIXELS pixels, which keeps its rounding
+    error an order of magnitude below that of one long chain.
     Choose `chunks` (at most images) from sizes alone: it fixes the order of the sum.
     """
     mr, nr = tile.mr, tile.nr
@@ -61,7 +63,6 @@ def conv2d_weight_grad(tile: Tile) -> Template:
     panels = groups * per_group
     units = chunks * tiles
 {SPLIT.strip(chr(10))}
-    wide = per_group * {nr}
     pixels = OH * OW
     images_at_once = max(i64(1), {PIXELS} // max(i64(1), pixels))
     rows_at_once = min(OH, max(i64(1), {PIXELS} // max(i64(1), OW)))
@@ -83,12 +84,11 @@ def conv2d_weight_grad(tile: Tile) -> Template:
             group = p // per_group
             column = p % per_group * {nr}
             width = min(i64({nr}), K - column)
-            target = partial + 4 * ((chunk * groups + group) * tiles * {mr} * wide + column)
+            target = partial + 4 * (chunk * panels + p) * tiles * {mr * nr}
             if first_image >= last_image or pixels == 0:
                 clear = f32ptr(target)
-                for m in range(t0 * {mr}, t1 * {mr}):
-                    for j in range({nr}):
-                        clear[m * wide + j] = f32(0)
+                for i in range(t0 * {mr * nr}, t1 * {mr * nr}):
+                    clear[i] = f32(0)
             started = False
             for n in range(first_image, last_image, images_at_once):
                 n0 = min(images_at_once, last_image - n)
@@ -132,8 +132,8 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                                             kh += 1
                             {tile.name}(rows_at, n0, n1, n2, x_image, stride_h * x_row,
                                         stride_w * x_pixel, packed_at, n1 * n2 * {nr},
-                                        n2 * {nr}, i64({nr}), target + 4 * t * {mr} * wide,
-                                        wide, started)
+                                        n2 * {nr}, i64({nr}), target + t * {4 * mr * nr},
+                                        i64({nr}), started)
                         started = True
 """
     none = Epilogue(stores=())
@@ -160,8 +160,8 @@ def combine_weight_grad(epilogue: Epilogue, tile: Tile) -> Template:
     src = f32ptr(partial)
     depth = KH * KW * C
     per_group = (K + {nr - 1}) // {nr}
-    wide = per_group * {nr}
-    group_floats = (depth + {mr - 1}) // {mr} * {mr} * wide
+    panel_floats = (depth + {mr - 1}) // {mr} * {mr * nr}
+    chunk_floats = groups * per_group * panel_floats
     total = groups * per_group * C
     for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
         c = q % C
@@ -170,13 +170,13 @@ def combine_weight_grad(epilogue: Epilogue, tile: Tile) -> Template:
         width = min(i64({nr}), K - column)
         for kh in range(KH):
             for kw in range(KW):
-                start = group * group_floats + ((kh * KW + kw) * C + c) * wide + column
+                start = q // C * panel_floats + ((kh * KW + kw) * C + c) * {nr}
                 place = c * s_in + kh * s_h + kw * s_w
                 for j in range(width):
                     row = group * K + column + j
                     total_ = f32(0)
                     for chunk in range(chunks):
-                        total_ += src[start + chunk * groups * group_floats + j]
+                        total_ += src[start + chunk * chunk_floats + j]
                     at = row * s_out + place
 {row_loads(epilogue, 20)}
 {element(epilogue, "total_", "at", "0", 20)}
