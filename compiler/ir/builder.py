@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from lamina.compiler.errors import Span
 from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.op import REQUIRED, Op, OpError
@@ -77,8 +79,9 @@ class Builder:
         if not all(isinstance(value, (int, float, bool)) for value in values):
             return None
         dtype = outs[0].dtype
-        result = op.numpy(*(_in_dtype(v, n.type.dtype) for v, n in zip(values, nodes, strict=True)),
-                          **attrs)
+        operands = [_in_dtype(v, n.type.dtype) for v, n in zip(values, nodes, strict=True)]
+        with np.errstate(all="ignore"):
+            result = op.numpy(*operands, **attrs)
         plain = result.item()
         frozen = (("dtype", dtype), ("value", plain))
         const = nodes[0].op
@@ -118,7 +121,8 @@ class Builder:
 
 def _sharing_key(op: Op, inputs: tuple, frozen: tuple, body: Graph | None) -> tuple:
     # repr keeps 0.0 and -0.0 apart and makes NaN equal to itself.
-    return (op.name, inputs, repr(frozen) if op.name == "const" else frozen, id(body) if body else 0)
+    attrs = repr(frozen) if op.name == "const" else frozen
+    return (op.name, inputs, attrs, id(body) if body else 0)
 
 
 def _renumber(node: Node, number: Mapping[int, int]) -> Node:

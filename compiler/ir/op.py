@@ -37,9 +37,10 @@ class Op:
     **attrs)` is the meaning. `vjp(m, ct, y, *inputs, **attrs)` gives the gradient of each input
     from the gradient `ct` of the result `y`; None where there is none. Elementwise gradients need
     not undo broadcasting: differentiation does. `scalar` is the kernel text of an elementwise
-    operator, with {0}, {1} for its operands. `body(m, *inputs, **attrs)` defines a composite.
-    `samples` and `bad` are operand texts from which tests are generated; `torch` is the second
-    opinion: a Python expression over the operands a, b, c ... and the attributes.
+    operator, with {0}, {1} for its operands and {t} for their type's name. `body(m, *inputs,
+    **attrs)` defines a composite. `samples` and `bad` are operand texts from which tests are
+    generated; `torch` is the second opinion: a Python expression over the operands a, b, c ...
+    and the attributes.
     `macs(out, *types, **attrs)` counts multiply-accumulates.
     """
 

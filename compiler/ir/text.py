@@ -34,7 +34,8 @@ def format_graph(graph: Graph, lines: bool = False, depth: int = 0) -> str:
 def _facts(graph: Graph) -> list[str]:
     """Symbols that carry more than a name, said once."""
     found = {s for node in graph.nodes for s in symbols_of(node.outs)}
-    return [f"{s.name} % {s.scale} == 0" for s in sorted(found, key=lambda s: s.name) if s.scale > 1]
+    named = sorted(found, key=lambda s: s.name)
+    return [f"{s.name} % {s.scale} == 0" for s in named if s.scale > 1]
 
 
 def _format_node(node: Node, lines: bool, depth: int) -> list[str]:

@@ -336,7 +336,9 @@ def _term_text(monomial: Monomial, factor: int) -> str:
             name = atom.name + ("~" if atom.ragged else "")
             over, times = atom.scale // shared, factor // shared
             text = name if over == 1 else f"{name} // {over}"
-            return text if times == 1 else f"{times} * ({text})" if over > 1 else f"{times} * {text}"
+            if times == 1:
+                return text
+            return f"{times} * ({text})" if over > 1 else f"{times} * {text}"
     if not monomial:
         return str(factor)
     text = _monomial_text(monomial)

@@ -390,15 +390,15 @@ def _cut(x, border: Pads):
 
 def _infer_max_pool_grad(x: TensorType, ct: TensorType, **attrs) -> TensorType:
     same_dtype("max_pool2d_grad", (x, ct), FLOATS)
-    _check_gradient("max_pool2d_grad", x, ct, attrs)
+    _check_gradient("max_pool2d_grad", x, ct, attrs, 1)
     return x
 
 
-def _check_gradient(name: str, x: TensorType, ct: TensorType, attrs) -> None:
+def _check_gradient(name: str, x: TensorType, ct: TensorType, attrs, index: int) -> None:
     out = _infer_pool(name)(x, **attrs)
     if out.shape != ct.shape:
         raise OpError("E221", f"`{name}`: the gradient has shape {shape_text(ct.shape)}, the "
-                      f"result {shape_text(out.shape)}", "", (1,))
+                      f"result {shape_text(out.shape)}", "", (index,))
 
 
 POOL = {"kernel": REQUIRED, "stride": None, "padding": 0, "layout": "nchw"}
@@ -466,7 +466,7 @@ def _infer_avg_pool_grad(ct: TensorType, *, size, layout, **attrs) -> TensorType
     _rank(name, ct, 4, "the gradient of the result")
     shape = _arranged(ct.shape[0], ct.shape[CHANNELS[layout]], size, layout)
     x = TensorType(shape, ct.dtype)
-    _check_gradient(name, x, ct, {**attrs, "layout": layout})
+    _check_gradient(name, x, ct, {**attrs, "layout": layout}, 0)
     return x
 
 

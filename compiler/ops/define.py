@@ -115,8 +115,9 @@ def normalize_axes(name: str, axis: Any, rank: int) -> tuple[int, ...]:
     axes = axis if isinstance(axis, tuple) else (axis,)
     for one in axes:
         if not isinstance(one, int) or not -rank <= one < rank:
+            known = f"axes run from {-rank} to {rank - 1}" if rank else "a scalar has no axes"
             raise OpError("E211", f"`{name}`: axis {one} does not exist in a tensor of rank {rank}",
-                          f"axes run from {-rank} to {rank - 1}" if rank else "a scalar has no axes")
+                          known)
     found = sorted({one % rank for one in axes})
     if len(found) != len(axes):
         raise OpError("E211", f"`{name}`: axis given twice in {axis}")

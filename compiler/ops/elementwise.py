@@ -19,7 +19,7 @@ from lamina.compiler.ops.define import (
 NUMBERS = ("f32", "f64", "i32", "i64")
 PAIR = ("x:[3,4] y:[3,4]", "x:[2,1,5] y:[3,1]", "x:[7] y:[]", "x:[0,3] y:[3]")
 ONE = ("x:[3,4]", "x:[17]", "x:[]", "x:[0,3]")
-MISMATCH = {"E210": "x:[3,4] y:[3,5]", "E205": "x:[3] y:i32[3]"}
+MISMATCH = {"E210": "x:[3,4] y:[3,5]", "E205": "x:[3] y:f64[3]"}
 
 elementwise("add", arity=2, scalar="({0} + {1})", numpy=np.add, accepts=NUMBERS,
             vjp=lambda m, ct, z, x, y: (ct, ct), torch="a + b", samples=PAIR, bad=MISMATCH,
@@ -47,8 +47,8 @@ elementwise("minimum", arity=2, scalar="minimum({0}, {1})", numpy=np.minimum, ac
 
 def _share(m, ct, z, x, y):
     """Equal operands share the gradient, as in PyTorch."""
-    tie = m.select(m.equal(x, y), 0.5, 1.0)
-    return (m.select(m.equal(x, z), ct * tie, 0.0), m.select(m.equal(y, z), ct * tie, 0.0))
+    each = m.select(m.equal(x, y), ct * 0.5, ct)
+    return (m.select(m.equal(x, z), each, 0.0), m.select(m.equal(y, z), each, 0.0))
 
 
 for _name, _text, _function in (
@@ -80,7 +80,8 @@ def _infer_select(condition: TensorType, x: TensorType, y: TensorType) -> Tensor
 primitive("select", "elementwise", infer=_infer_select, arity=(3, 3),
           scalar="select({0}, {1}, {2})", numpy=np.where,
           vjp=lambda m, ct, z, c, x, y: (None, m.select(c, ct, 0.0), m.select(c, 0.0, ct)),
-          torch="torch.where(a, b, c)", samples=("c:bool[3,4] x:[3,4] y:[4]", "c:bool[5] x:[] y:[5]"),
+          torch="torch.where(a, b, c)",
+          samples=("c:bool[3,4] x:[3,4] y:[4]", "c:bool[5] x:[] y:[5]"),
           bad={"E210": "c:bool[3] x:[4] y:[4]", "E205": "c:bool[3] x:[3] y:i32[3]"},
           doc="x where the condition holds, else y.")
 
@@ -110,8 +111,8 @@ elementwise("neg", scalar="(-{0})", numpy=np.negative, vjp=lambda m, ct, y, x: (
 elementwise("abs", scalar="abs({0})", numpy=np.abs, vjp=lambda m, ct, y, x: (ct * m.sign(x),),
             accepts=NUMBERS, torch="torch.abs(a)", samples=ONE, bad={"E204": "x:bool[3]"},
             doc="Magnitude.")
-_unary("sign", "sign({0})", np.sign, lambda m, ct, y, x: (None,), "torch.sign(a)",
-       "-1, 0 or 1; NaN stays.")
+_unary("sign", "select({0} > {t}(0), {t}(1), select({0} < {t}(0), {t}(-1), {0}))", np.sign,
+       lambda m, ct, y, x: (None,), "torch.sign(a)", "-1, 0 or 1; NaN stays.")
 _unary("floor", "floor({0})", np.floor, lambda m, ct, y, x: (None,), "torch.floor(a)",
        "The largest whole number not above x.")
 _unary("exp", "exp({0})", np.exp, lambda m, ct, y, x: (ct * y,), "torch.exp(a)", "e to the x.")
@@ -134,17 +135,19 @@ _unary("sigmoid", "sigmoid({0})", _sigmoid, lambda m, ct, y, x: (ct * y * (1.0 -
 _unary("erf", "erf({0})", _erf,
        lambda m, ct, y, x: (ct * m.exp(-x * x) * (2 / math.sqrt(math.pi)),), "torch.erf(a)",
        "Gauss error function.")
-_unary("relu", "relu({0})", lambda x: np.maximum(x, 0),
+_unary("relu", "maximum({0}, {t}(0))", lambda x: np.maximum(x, 0),
        lambda m, ct, y, x: (m.select(m.greater(y, 0.0), ct, 0.0),), "torch.relu(a)",
        "max(x, 0); the gradient at 0 is 0. Nair and Hinton (2010).")
 
 
 primitive("cast", "elementwise", infer=lambda x, *, dtype: TensorType(x.shape, dtype),
-          attrs={"dtype": REQUIRED}, scalar="cast_{dtype}({0})",
+          attrs={"dtype": REQUIRED}, scalar="{dtype}({0})",
           numpy=lambda x, *, dtype: np.asarray(x).astype(NUMPY_TYPES[dtype]),
           vjp=lambda m, ct, y, x, *, dtype: (
               m.cast(ct, dtype=m.dtype_of(x)) if m.dtype_of(x) in ("f32", "f64") else None,),
-          samples=("x:i32[3,4] | dtype='f32'", "x:bool[5] | dtype='f32'"), doc="Convert elements.")
+          samples=("x:i32[3,4] | dtype='f32'", "x:bool[5] | dtype='f32'", "x:[7] | dtype='i32'",
+                   "x:[3,4] | dtype='f64'"),
+          torch="a.to(oracle.dtype(dtype))", doc="Convert elements.")
 
 
 @composite("square", torch="torch.square(a)", samples=ONE)
@@ -169,7 +172,9 @@ def silu(m, x):
     return x * m.sigmoid(x)
 
 
-@composite("softplus", torch="torch.nn.functional.softplus(a)", samples=ONE)
+# Derived from the body, the gradient at exactly 0 would lose its half.
+@composite("softplus", torch="torch.nn.functional.softplus(a)", samples=ONE,
+           vjp=lambda m, ct, y, x: (ct * m.sigmoid(x),))
 def softplus(m, x):
     """log(1 + exp(x)), without overflow. Dugas and others (2001)."""
     return m.relu(x) + m.log1p(m.exp(-m.abs(x)))

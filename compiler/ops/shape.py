@@ -119,8 +119,13 @@ primitive("slice", "view", infer=_infer_slice,
           bad={"E214": "x:[3] | starts=(0,), stops=(4,), steps=(1,)"},
           doc="A regular part along every axis.")
 
-primitive("reverse", "view", infer=lambda x, *, axes: (normalize_axes("reverse", axes, x.rank), x)[1],
-          attrs={"axes": REQUIRED}, numpy=lambda x, *, axes: np.flip(x, axes),
+def _infer_reverse(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
+    normalize_axes("reverse", axes, x.rank)
+    return x
+
+
+primitive("reverse", "view", infer=_infer_reverse, attrs={"axes": REQUIRED},
+          numpy=lambda x, *, axes: np.flip(x, axes),
           vjp=lambda m, ct, y, x, *, axes: (m.reverse(ct, axes=axes),), torch="a.flip(axes)",
           samples=("x:[3,4] | axes=(0, 1)", "x:[5] | axes=(0,)"),
           bad={"E211": "x:[3] | axes=(1,)"}, doc="Elements in opposite order along the axes.")
@@ -166,8 +171,10 @@ def _pad_vjp(m, ct, y, x, *, lo, hi, interior, value):
 
 primitive("pad", "view", infer=_infer_pad, numpy=_numpy_pad, vjp=_pad_vjp,
           attrs={"lo": REQUIRED, "hi": REQUIRED, "interior": (), "value": 0.0},
-          samples=("x:[2,3] | lo=(1, 0), hi=(0, 2)", "x:[2,3] | lo=(0, 1), hi=(1, 1), interior=(1, 2)",
+          samples=("x:[2,3] | lo=(1, 0), hi=(0, 2)",
+                   "x:[2,3] | lo=(0, 1), hi=(1, 1), interior=(1, 2)",
                    "x:[5] | lo=(-1,), hi=(2,)"),
+          torch="oracle.pad(a, lo, hi, interior, value)",
           bad={"E215": "x:[3] | lo=(-2,), hi=(-2,)"},
           doc="A border (negative: a cut) and gaps between elements, filled with `value`.")
 
@@ -178,7 +185,8 @@ def _infer_concat(*types: TensorType, axis: int) -> TensorType:
     first = types[0].shape
     for index, type in enumerate(types[1:], start=1):
         if type.rank != len(first) or any(
-                a != b for i, (a, b) in enumerate(zip(first, type.shape, strict=True)) if i != axis):
+                i != axis and a != b
+                for i, (a, b) in enumerate(zip(first, type.shape, strict=True))):
             raise OpError("E216", f"cannot concatenate {shape_text(first)} and "
                           f"{shape_text(type.shape)} along axis {axis}",
                           "all other sizes must be equal", (0, index))
@@ -209,13 +217,15 @@ primitive("concat", "view", infer=_infer_concat, arity=(1, -1), attrs={"axis": 0
 
 primitive("iota", "random", infer=lambda *, shape, axis, dtype: TensorType(tuple(shape), dtype),
           arity=(0, 0), attrs={"shape": REQUIRED, "axis": 0, "dtype": "i32"},
+          samples=("| shape=(3, 4)", "| shape=(3, 4), axis=1", "| shape=(5,), dtype='i64'"),
+          torch="oracle.iota(shape, axis, dtype)",
           numpy=lambda *, shape, axis, dtype: np.broadcast_to(
               np.arange(shape[axis], dtype=NUMPY_TYPES[dtype]).reshape(
                   [-1 if i == axis else 1 for i in range(len(shape))]), shape),
           public=False, doc="Each element is its own position along `axis`.")
 
 
-@composite("flatten", attrs={"start": 1}, torch="a.flatten(start)",
+@composite("flatten", attrs={"start": 1}, torch="a.flatten(start) if a.ndim > start else a",
            samples=("x:[2,3,4]", "x:[2,3,4,5] | start=2", "x:[3]"))
 def flatten(m, x, *, start):
     """Join all axes from `start` on into one."""
