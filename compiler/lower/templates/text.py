@@ -39,6 +39,7 @@ NAMES = [
     "minimum",
     "philox_key",
     "philox_uniform",
+    "plus",
     "pow",
     "rsqrt",
     "select",
@@ -166,10 +167,14 @@ def kernel_text(
         if operand.access == "scalar":
             lines.append(f"    x{index} = {_load(operand, index, '0')}")
     text = "\n".join(["    block = i64ptr(args)", *lines, body.strip("\n"), ""])
-    words = set(re.findall(r"[A-Za-z_]\w*", text))
-    names = ", ".join(name for name in NAMES if name in words)
-    head = f'"""{doc}"""\n\nfrom lamina.runtime.cpu.simd import {names}\n\n'
+    head = f'"""{doc}"""\n\n{simd_import(text)}\n\n'
     return f"{head}{fastmath}\ndef kernel(args, tid, nthreads):\n{text}"
+
+
+def simd_import(text: str) -> str:
+    """The import line for the names that a kernel's text uses."""
+    words = set(re.findall(r"[A-Za-z_]\w*", text))
+    return f"from lamina.runtime.cpu.simd import {', '.join(n for n in NAMES if n in words)}"
 
 
 def _typed(epilogue: Epilogue) -> dict[str, str]:

@@ -1,0 +1,148 @@
+"""Lowering's state: buffers, steps and where each value lies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ir.types import TensorType, to_size
+from lamina.compiler.lower import views
+from lamina.compiler.lower.emit_cpu import (
+    Emitted,
+    chunk_count,
+    emit_combine,
+    emit_loops,
+    kept_size,
+)
+from lamina.compiler.lower.loops import LoopProgram, build_loops
+from lamina.compiler.lower.views import View
+from lamina.compiler.ops.define import REGISTRY
+from lamina.runtime.program import Buffer, Kernel, Size, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a step comes from, for people."""
+
+    label: str
+    line: int
+
+
+class Lowering:
+    """Collects buffers and steps while walking a graph."""
+
+    def __init__(self, graph: Graph, vector_width: int):
+        self.graph, self.vector_width = graph, vector_width
+        self.buffers: list[Buffer] = []
+        self.steps: list[Step] = []
+        self.kernels: dict[str, int] = {}
+        self.sources: list[Kernel] = []
+        self.view_of: dict[Value, View] = {}
+        self.place = Place("", 0)
+        self.targets: dict[Value, View] = {}  # where a value must be written
+        self.indices: dict[tuple, int] = {}  # buffers of the winners of max pools
+
+    # --- buffers and steps ----------------------------------------------------------------------
+
+    def temp(self, shape: tuple[Size, ...], dtype: str = "f32", label: str = "") -> int:
+        """A new buffer in the arena; its number."""
+        self.buffers.append(Buffer("temp", "", dtype, shape, label=label or self.place.label))
+        return len(self.buffers) - 1
+
+    def result(self, value: Value) -> View:
+        """The dense memory that `value` is to be written to."""
+        if value in self.targets:
+            return self.targets[value]
+        type = self.graph.type(value)
+        return self.fresh(type)
+
+    def fresh(self, type: TensorType) -> View:
+        """New dense memory for a tensor."""
+        buffer = self.temp(tuple(to_size(n) for n in type.shape), type.dtype)
+        return views.dense(buffer, type.shape, type.dtype)
+
+    def step(self, emitted: Emitted, what: str = "") -> None:
+        """Append a call of an emitted kernel."""
+        self.call(emitted.source, emitted.args, emitted.work, what)
+
+    def call(self, source: str, args, work: Size, what: str = "") -> None:
+        """Append a call of a kernel text; equal texts are one kernel."""
+        if source not in self.kernels:
+            name = "k" + hashlib.sha256(source.encode()).hexdigest()[:16]
+            self.kernels[source] = len(self.sources)
+            self.sources.append(Kernel(name, source))
+        label = f"{self.place.label} {what}".strip()
+        self.steps.append(Step(self.kernels[source], tuple(args), work, label, self.place.line))
+
+    # --- views ----------------------------------------------------------------------------------
+
+    def view(self, value: Value) -> View:
+        """Where a value lies; a constant is written to memory on first use."""
+        if value not in self.view_of:
+            self.view_of[value] = self.constant(value)
+        return self.view_of[value]
+
+    def dense(self, value: Value) -> View:
+        """Where a value lies in row-major order from a buffer's start; copied there if needed."""
+        return self.dense_view(self.view(value))
+
+    def dense_view(self, view: View) -> View:
+        """The view itself where it is dense, else a dense copy."""
+        return view if view.is_dense else self.copy(view)
+
+    def at_start(self, view: View) -> View:
+        """The view itself where it begins at its buffer's start, else a dense copy."""
+        return view if view.offset == 0 else self.copy(view)
+
+    def copy(self, source: View, target: View | None = None) -> View:
+        """Copy elements to new dense memory, or to `target`."""
+        if target is None:
+            target = self.fresh(TensorType(source.shape, source.dtype))
+        body = Builder("body")
+        x = body.emit(REGISTRY["input"], (), {"name": "x0", "shape": source.shape,
+                                              "dtype": source.dtype})
+        self.loop(body.finish([("y0", x)]), [source], [target], "copy")
+        return target
+
+    def fill(self, target: View, value: float) -> None:
+        """Set all elements of a dense target."""
+        body = Builder("body")
+        const = body.emit(REGISTRY["const"], (), {"value": value, "dtype": target.dtype})
+        filled = body.emit(REGISTRY["broadcast_to"], (const,), {"shape": target.shape})
+        self.loop(body.finish([("y0", filled)]), [], [target], "fill")
+
+    def constant(self, value: Value) -> View:
+        """Write a constant that some operator needs in memory."""
+        node = self.graph.node(value)
+        target = self.result(value)
+        body = Builder("body")
+        result = body.emit(node.op, (), node.attributes)
+        self.loop(body.finish([("y0", result)]), [], [target], "constant")
+        return target
+
+    # --- loops ----------------------------------------------------------------------------------
+
+    def loop(self, body: Graph, operands: list[View], results: list[View], what: str) -> None:
+        """Append the kernels of a loop body."""
+        loops = build_loops(body, operands, results)
+        if loops.kind != "column":
+            self.step(emit_loops(loops), what)
+            return
+        self.columns(loops, what)
+
+    def columns(self, loops: LoopProgram, what: str) -> None:
+        """A reduction over leading axes: partial sums, then their combination."""
+        chunks, width = chunk_count(loops), kept_size(loops)
+        partials = tuple(self.temp((chunks, width), r.dtype) for r in loops.reductions)
+        self.step(emit_loops(loops, partials), what)
+        for r, partial in zip(loops.reductions, partials, strict=True):
+            for store in loops.stores:
+                if store.name == r.name:
+                    self.step(emit_combine(r, partial, store.access, chunks, width),
+                              f"{what} combine")
+
+
+Handler = Callable[[Lowering, Node], None]

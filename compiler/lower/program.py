@@ -1,0 +1,243 @@
+"""From the fused Graph to a Program: buffers, kernels and the table of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ir.types import Dim, TensorType, to_size
+from lamina.compiler.lower import contractions, views
+from lamina.compiler.lower.core import Handler, Lowering, Place
+from lamina.compiler.lower.views import View
+from lamina.compiler.ops.define import REGISTRY
+from lamina.runtime.program import Buffer, Program, Size, Step
+
+UPDATE = "update:"  # outputs of this name replace the parameter of that key
+
+
+def _input(low: Lowering, node: Node) -> None:
+    attrs = node.attributes
+    kind, key = ("input", attrs["name"]) if node.op.name == "input" else ("param", attrs["key"])
+    shape = tuple(to_size(n) for n in node.type.shape)
+    low.buffers.append(Buffer(kind, key, node.type.dtype, shape, label=key))
+    low.view_of[Value(node.id)] = views.dense(len(low.buffers) - 1, node.type.shape,
+                                              node.type.dtype)
+
+
+def _transpose(low: Lowering, node: Node) -> None:
+    view = low.view(node.inputs[0])
+    low.view_of[Value(node.id)] = views.transpose(view, node.attributes["perm"])
+
+
+def _slice(low: Lowering, node: Node) -> None:
+    a = node.attributes
+    low.view_of[Value(node.id)] = views.cut(low.view(node.inputs[0]), a["starts"], a["stops"],
+                                            a["steps"], node.type.shape)
+
+
+def _reverse(low: Lowering, node: Node) -> None:
+    low.view_of[Value(node.id)] = views.reverse(low.view(node.inputs[0]), node.attributes["axes"])
+
+
+def _broadcast(low: Lowering, node: Node) -> None:
+    low.view_of[Value(node.id)] = views.broadcast(low.view(node.inputs[0]), node.type.shape)
+
+
+def _reshape(low: Lowering, node: Node) -> None:
+    source = low.view(node.inputs[0])
+    view = views.reshape(source, node.type.shape)
+    if view is None:
+        view = views.reshape(low.copy(source), node.type.shape)
+    assert view is not None
+    low.view_of[Value(node.id)] = view
+
+
+def _pad(low: Lowering, node: Node) -> None:
+    """A filled result into whose inside the operand is copied."""
+    a, source = node.attributes, low.view(node.inputs[0])
+    target = low.result(Value(node.id))
+    low.fill(target, a["value"])
+    spread = a["interior"] or (0,) * len(a["lo"])
+    # A negative border cuts the operand first; with gaps, by whole elements.
+    starts = tuple(_cut_before(lo, gap) for lo, gap in zip(a["lo"], spread, strict=True))
+    stops = tuple(n - _cut_after(hi, gap)
+                  for n, hi, gap in zip(source.shape, a["hi"], spread, strict=True))
+    shape = tuple(b - s for s, b in zip(starts, stops, strict=True))
+    inner = views.cut(source, starts, stops, (1,) * len(shape), shape)
+    begin = tuple(lo + s * (gap + 1)
+                  for lo, s, gap in zip(a["lo"], starts, spread, strict=True))
+    window = views.cut(target, begin, begin, tuple(gap + 1 for gap in spread), shape)
+    if not any(n == 0 for n in shape):
+        low.copy(inner, window)
+    low.view_of[Value(node.id)] = target
+
+
+def _cut_before(lo: Dim, gap: int) -> Dim:
+    """How many leading elements a negative border removes."""
+    if not isinstance(lo, int):
+        return 0
+    return (-lo + gap) // (gap + 1) if lo < 0 else 0
+
+
+def _cut_after(hi: Dim, gap: int) -> Dim:
+    if not isinstance(hi, int):
+        return 0
+    return (-hi + gap) // (gap + 1) if hi < 0 else 0
+
+
+def _concat(low: Lowering, node: Node) -> None:
+    target = low.result(Value(node.id))
+    rank = node.type.rank
+    axis = node.attributes["axis"] % rank
+    start: Dim = 0
+    for value in node.inputs:
+        source = low.view(value)
+        begin = tuple(start if i == axis else 0 for i in range(rank))
+        low.copy(source, views.cut(target, begin, begin, (1,) * rank, source.shape))
+        start = start + source.shape[axis]
+    low.view_of[Value(node.id)] = target
+
+
+def _fused(low: Lowering, node: Node) -> None:
+    assert node.body is not None
+    if node.attributes["pattern"] == "epilogue":
+        contractions.HANDLERS["epilogue"](low, node)
+        return
+    operands = [low.view(value) for value in node.inputs]
+    results = [low.result(Value(node.id, port)) for port in range(len(node.outs))]
+    low.loop(node.body, operands, results, "")
+    for port, view in enumerate(results):
+        low.view_of[Value(node.id, port)] = view
+
+
+def _alone(low: Lowering, node: Node) -> None:
+    """An unfused elementwise operator or reduction is a group of one."""
+    body = Builder("body")
+    inputs = [body.emit(REGISTRY["input"], (), {"name": f"x{i}", "shape": low.graph.type(v).shape,
+                                                "dtype": low.graph.type(v).dtype})
+              for i, v in enumerate(node.inputs)]
+    result = body.emit(node.op, inputs, node.attributes)
+    target = low.result(Value(node.id))
+    low.loop(body.finish([("y0", result)]), [low.view(v) for v in node.inputs], [target], "")
+    low.view_of[Value(node.id)] = target
+
+
+HANDLERS: dict[str, Handler] = {
+    "input": _input, "param": _input, "const": lambda low, node: None, "transpose": _transpose,
+    "slice": _slice, "reverse": _reverse, "broadcast_to": _broadcast, "reshape": _reshape,
+    "pad": _pad, "concat": _concat, "fused": _fused, **contractions.HANDLERS,
+}
+
+
+def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None = None) -> Program:
+    """The CPU Program of a fused graph. Outputs named `update:KEY` replace parameter KEY."""
+    low = Lowering(graph, vector_width)
+    for node in graph.nodes:
+        if node.op.name in ("input", "param"):
+            _input(low, node)
+    _aim_outputs(low)
+    contractions.plan_indices(low)
+    for node in graph.nodes:
+        if node.op.name in ("input", "param"):
+            continue
+        low.place = _place(node)
+        handler = HANDLERS.get(node.op.name)
+        if handler is None and node.op.kind in ("elementwise", "reduce", "random"):
+            handler = _alone
+        if handler is None:
+            raise NotImplementedError(f"no kernel for `{node.op.name}`")
+        handler(low, node)
+    _finish_outputs(low)
+    buffers = _with_lifetimes(low.buffers, low.steps)
+    names = sorted({s for b in buffers for size in b.shape for s in _symbols(size)})
+    return Program("cpu", buffers, tuple(low.sources), tuple(low.steps),
+                   tuple(n for n in names if not n.startswith("$")), dict(meta or {}))
+
+
+def _place(node: Node) -> Place:
+    names = [n.op.name for n in (node.body.nodes if node.body else (node,))
+             if n.op.kind != "source"]
+    what = "+".join(names[:3]) + ("..." if len(names) > 3 else "")
+    return Place(f"{node.path}: {what}" if node.path else what, node.span.line if node.span else 0)
+
+
+def _aim_outputs(low: Lowering) -> None:
+    """Let producers write straight into outputs and, where nobody reads it later, parameters."""
+    for name, value in low.graph.outputs:
+        node = low.graph.node(value)
+        writes = node.op.name in ("fused", "pad", "concat") or \
+            node.op.kind in ("elementwise", "reduce")
+        if value in low.targets or not writes:
+            continue
+        if name.startswith(UPDATE):
+            if _can_update_in_place(low.graph, node, name.removeprefix(UPDATE)):
+                low.targets[value] = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
+            continue
+        low.targets[value] = _output_buffer(low, name, low.graph.type(value))
+
+
+def _output_buffer(low: Lowering, name: str, type: TensorType) -> View:
+    shape = tuple(to_size(n) for n in type.shape)
+    low.buffers.append(Buffer("output", name, type.dtype, shape, label=name))
+    return views.dense(len(low.buffers) - 1, type.shape, type.dtype)
+
+
+def _can_update_in_place(graph: Graph, node: Node, key: str) -> bool:
+    """Whether `node` may overwrite parameter `key`: elementwise, and the last to read it."""
+    if node.op.name != "fused" or node.attributes["pattern"] != "loop" or node.body is None:
+        return False
+    if any(n.op.kind == "reduce" for n in node.body.nodes):
+        return False
+    param = graph.params[key]
+    readers = _readers(graph, param)
+    direct = [value for value in node.inputs if value == param]
+    return all(reader.id <= node.id for reader in readers) and \
+        (bool(direct) or node.id not in {r.id for r in readers})
+
+
+def _readers(graph: Graph, value: Value) -> list[Node]:
+    """All nodes that read the memory of `value`, also through views of it."""
+    found = []
+    for user in graph.users(value.node):
+        found.append(user)
+        if user.op.name in ("reshape", "transpose", "slice", "reverse", "broadcast_to"):
+            found += _readers(graph, Value(user.id))
+    return found
+
+
+def _finish_outputs(low: Lowering) -> None:
+    """Copy what did not land where it belongs; parameters last, when nobody reads them."""
+    updates = []
+    for name, value in low.graph.outputs:
+        source = low.view(value)
+        if name.startswith(UPDATE):
+            target = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
+            if source != target:
+                updates.append((source, target))
+        elif low.buffers[source.buffer].key != name or not source.is_dense:
+            low.place = Place(name, 0)
+            low.copy(source, _output_buffer(low, name, low.graph.type(value)))
+    for source, target in updates:
+        low.copy(source, target)
+
+
+def _with_lifetimes(buffers: list[Buffer], steps: list[Step]) -> tuple[Buffer, ...]:
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        for kind, number in step.args:
+            if kind == "buffer":
+                first.setdefault(number, index)
+                last[number] = index
+    return tuple(replace(b, first=first.get(i, 0), last=last.get(i, 0))
+                 for i, b in enumerate(buffers))
+
+
+def _symbols(size: Size) -> set[str]:
+    if isinstance(size, str):
+        return {size}
+    if isinstance(size, tuple):
+        return {name for part in size[1:] for name in _symbols(part)}
+    return set()

@@ -1,0 +1,66 @@
+"""The pipeline: one list of passes and one loop that runs, checks, dumps, skips and times them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.verify import verify
+from lamina.compiler.transform.decompose import decompose
+from lamina.compiler.transform.fuse import fuse
+from lamina.compiler.transform.layout import channels_last
+from lamina.compiler.transform.simplify import simplify
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A function from Graph to Graph; `optional` ones may be skipped and numbers stay right."""
+
+    name: str
+    run: Callable[[Graph], Graph]
+    optional: bool = True
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass("simplify", simplify),
+    Pass("decompose", decompose, optional=False),
+    Pass("simplify-again", simplify),
+    Pass("layout", channels_last),
+    Pass("fuse", fuse),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The graph after one pass, and how long the pass took in seconds."""
+
+    name: str
+    graph: Graph
+    seconds: float
+
+
+def run_passes(graph: Graph, stop_after: str = "", skip: frozenset[str] = frozenset(),
+               check: bool = False) -> list[Stage]:
+    """All stages from the given graph on; the last is what is lowered.
+
+    `stop_after` ends after that pass, `skip` leaves out optional passes, `check` verifies the
+    graph after each. Raises ValueError for names that are no pass.
+    """
+    known = {p.name for p in PASSES}
+    for name in {stop_after, *skip} - {""}:
+        if name not in known:
+            raise ValueError(f"no pass is named {name}; passes: {', '.join(p.name for p in PASSES)}")
+    stages = [Stage("graph", graph, 0.0)]
+    for one in PASSES:
+        if one.name in skip and one.optional:
+            continue
+        start = time.perf_counter()
+        graph = one.run(graph)
+        stages.append(Stage(one.name, graph, time.perf_counter() - start))
+        if check:
+            verify(graph, one.name)
+        if one.name == stop_after:
+            break
+    return stages
