@@ -71,22 +71,25 @@ _LINKED: dict[str, tuple[int, object]] = {}
 
 def _link(body: bytes) -> tuple[int, object]:
     name, _, code = body.partition(b"\0")
-    # One engine per kernel: object files of separate processes may share internal names.
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    _initialize()
+    # One engine per kernel: object files of separate processes may share internal names. It
+    # owns, and in the end frees, its target machine.
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine.get_function_address(name.decode()), engine
 
 
 @functools.cache
-def _machine():
+def _initialize() -> None:
+    """Prepare LLVM, once per process."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     # Numba's C wrapper mentions these on an error path that `build` has proved dead.
     for name in ("numba_gil_ensure", "numba_gil_release"):
         stand_in = ctypes.cast(ctypes.pythonapi.PyGILState_Check, ctypes.c_void_p).value
         llvm.add_symbol(name, stand_in)
-    return llvm.Target.from_default_triple().create_target_machine()
 
 
 def _build(cold: dict[str, str], cache: Cache) -> dict[str, bytes]:

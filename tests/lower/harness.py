@@ -1,12 +1,17 @@
 """Runs one template on NumPy arrays: buffers by argument name in, buffers by name out."""
 
 import numpy as np
-
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.program import Buffer, Kernel, Program, Step
 
-NAMES = {np.dtype(np.float32): "f32", np.dtype(np.int32): "i32", np.dtype(np.int64): "i64",
-         np.dtype(np.bool_): "bool", np.dtype(np.uint8): "bool", np.dtype(np.float64): "f64"}
+NAMES = {
+    np.dtype(np.float32): "f32",
+    np.dtype(np.int32): "i32",
+    np.dtype(np.int64): "i64",
+    np.dtype(np.bool_): "bool",
+    np.dtype(np.uint8): "bool",
+    np.dtype(np.float64): "f64",
+}
 
 
 def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
@@ -27,10 +32,13 @@ def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
         if template.scratch:
             values = {**values, "scratch": f"scratch{number}"}
             index[f"scratch{number}"] = len(buffers)
-            buffers.append(Buffer("temp", "", "f32", ("$threads", template.scratch),
-                                  first=number, last=number))
-        args = tuple(("buffer", index[values[a]]) if isinstance(values[a], str)
-                     else ("size", int(values[a])) for a in template.arguments)
+            buffers.append(
+                Buffer("temp", "", "f32", ("$threads", template.scratch), first=number, last=number)
+            )
+        args = tuple(
+            ("buffer", index[values[a]]) if isinstance(values[a], str) else ("size", int(values[a]))
+            for a in template.arguments
+        )
         kernels.append(Kernel(f"k{number}", template.source))
         steps.append(Step(number, args, 1 << 40))
     program = Program("cpu", tuple(buffers), tuple(kernels), tuple(steps))
