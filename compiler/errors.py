@@ -17,7 +17,7 @@ CODES: dict[str, str] = {
     "E104": "unmatched closing bracket",
     "E105": "unknown keyword",
     "E106": "missing `->`",
-    "E107": "`:` and `=` mixed up",
+    "E107": "`:` or `=` missing or mixed up",
     "E108": "missing comma",
     "E109": "keyword used as a name",
     "E110": "`_` used as a name",

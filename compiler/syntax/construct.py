@@ -44,8 +44,8 @@ class Construct:
 
     def _span(self, children) -> Span:
         first, last = children[0], children[-1]
-        low = first.start_pos + self.offset if isinstance(first, str) else first.span.start
-        high = last.end_pos + self.offset if isinstance(last, str) else last.span.end
+        low = first.start_pos + self.offset if _is_token(first) else first.span.start
+        high = last.end_pos + self.offset if _is_token(last) else last.span.end
         return Span(self.source, low, high)
 
     def _name(self, token) -> ast.Name:
@@ -114,7 +114,7 @@ class Construct:
     def _item(self, kind, children):
         """`NAME [: type] [= value]` as a record of that kind."""
         note, value = _after(children, ":"), _after(children, "=")
-        name = next(child for child in children if isinstance(child, str) and child.type == "NAME")
+        name = next(child for child in children if _is_name(child))
         return kind(self._name(name), note, value, self._span(children))
 
     # ------------------------------------------------------------- statements
@@ -156,7 +156,7 @@ class Construct:
 
     def assign(self, children):
         """`a, b = value`."""
-        names = [child for child in children if isinstance(child, str) and child.type == "NAME"]
+        names = [child for child in children if _is_name(child)]
         targets = tuple(self._name(name) for name in names)
         self._unique(list(targets), "the name")
         return ast.Assign(targets, _after(children, ":"), children[-1], self._span(children))
@@ -253,7 +253,7 @@ class Construct:
 
     def for_(self, children):
         """`for (i, n) in items { ... }`."""
-        names = [child for child in children if isinstance(child, str) and child.type == "NAME"]
+        names = [child for child in children if _is_name(child)]
         iterable, body = _nodes(children)
         targets = tuple(self._name(name) for name in names)
         self._unique(list(targets), "the name")
@@ -416,6 +416,14 @@ class Construct:
     def dim(self, children):
         """`S~`."""
         return ast.Dim(children[0], len(children) == 2, self._span(children))
+
+
+def _is_token(child) -> bool:
+    return isinstance(child, str)
+
+
+def _is_name(child) -> bool:
+    return isinstance(child, str) and child.type == "NAME"  # type: ignore[attr-defined]
 
 
 def _nodes(children) -> list:

@@ -6,7 +6,7 @@ would have accepted, and answers with a diagnostic or None.
 
 from dataclasses import dataclass
 
-from lamina.compiler.errors import Diagnostic, Label, Note, Source, Span, suggest
+from lamina.compiler.errors import Diagnostic, Label, Note, Source, Span
 from lamina.compiler.syntax.scan import (
     CONTINUES,
     DECLARATIONS,
@@ -85,7 +85,7 @@ def explain(source: Source, chunk: Chunk, failure: Failure) -> Diagnostic:
 
 def _locate(source: Source, chunk: Chunk, failure: Failure) -> _Place:
     words, count = chunk.lexemes, len(chunk.lexemes)
-    index = next((i for i, word in enumerate(words) if word.start >= failure.offset), count)
+    index = next((i for i, word in enumerate(words) if word.end > failure.offset), count)
     stack: list[tuple[Lexeme, bool, int]] = []
     first = 0
     for i, word in enumerate(words[:index]):
@@ -95,7 +95,8 @@ def _locate(source: Source, chunk: Chunk, failure: Failure) -> _Place:
         if not inside and (word.fresh and not goes_on or last and last.text in "{;"):
             first = i
         if word.text in PAIRS and word.kind == "op":
-            stack.append((word, last is not None and _ends_value(last), first))
+            call = word.text == "(" and last is not None and _ends_value(last)
+            stack.append((word, call, first))
         elif word.kind == "op" and word.text in ")]}" and stack:
             first = stack.pop()[2]
     inside = bool(stack) and stack[-1][0].text != "{"
@@ -260,15 +261,39 @@ def _keyword_target(place: _Place) -> Diagnostic | None:
 def _unfinished(place: _Place) -> Diagnostic | None:
     """An operator or arrow with nothing to its right."""
     last, word = place.last, place.word
-    if last is None or last.kind == "string" or last.text not in CONTINUES - set("([{,.:"):
+    if last is None or last.kind == "string" or last.text not in CONTINUES - set("([{"):
         return None
-    if _starts_value(word) or word is not None and word.text in ("(", "[", "{"):
+    if last.text == "," and not (word and (word.fresh or word.text == "}")):
+        return None
+    if place.opened and place.opened.text != "{" and last.text == ",":
+        return None
+    if _starts_value(word) and last.text != ",":
+        return None
+    if word is not None and word.text in ("(", "[", "{"):
         return None
     if word is not None and word.kind == "name" and not (word.fresh or word.text in _INFIX):
         return None
-    what = "stage" if last.text == "->" else "value"
-    message = f"a {what} is missing after `{last.text}`"
+    message = f"a {_wanted(place, last)} is missing after `{last.text}`"
     return Diagnostic("E115", message, place.at(last))
+
+
+def _wanted(place: _Place, last: Lexeme) -> str:
+    if last.text in (".", ","):
+        return "name" if "NAME" in place.failure.expected or last.text == "." else "string"
+    if last.text == ":" and "NUMBER" not in place.failure.expected:
+        return "type"
+    return "stage" if last.text in ("->", ":") else "value"
+
+
+def _nothing_before(place: _Place) -> Diagnostic | None:
+    """`( * 2`, `= -> f`: an operator with nothing to its left."""
+    word = place.word
+    if word is None or word.text not in _BINARY or "NUMBER" not in place.failure.expected:
+        return None
+    return Diagnostic("E115", f"a value is missing before `{word.text}`", place.span)
+
+
+_BINARY = word_set("-> => * / // % ** @ == != < <= > >= ~ . and or in")
 
 
 _INFIX = ("if", "else", "and", "or", "in", "as")
@@ -323,6 +348,31 @@ def _colon_or_equals(place: _Place) -> Diagnostic | None:
     return None
 
 
+def _missing_mark(place: _Place) -> Diagnostic | None:
+    """`output y relu(x)`, `input image f32[B]`, `image: f32[B]`."""
+    word, last, expected = place.word, place.last, place.failure.expected
+    if last is None or not expected & {"EQUAL", "COLON"} or place.opened and place.call:
+        return None
+    if any(other.text in ("=", "->") for other in place.statement):
+        return None
+    if word is None:
+        texts = [other.text for other in place.statement]
+        if texts[1:2] != [":"] or "EQUAL" not in expected:
+            return None
+        message = f"`{texts[0]}` has a type but no value"
+        help = f"write `= value` after it, or `input {texts[0]}: ...` for an input"
+        return Diagnostic("E107", message, place.at(place.words[place.first]), help=help)
+    if not (_starts_value(word) or word.text in ("[", "(", "-")):
+        return None
+    listed = "COMMA" in expected and place.following not in ("(", "->", ".", "[")
+    if listed and word.kind == "name":
+        return None  # `output a b`: a comma
+    typed = word.text == "[" or place.following == "["
+    mark = ":" if "COLON" in expected and (typed or "EQUAL" not in expected) else "="
+    message = f"`{mark}` is missing before `{_short(word)}`"
+    return Diagnostic("E107", message, place.span)
+
+
 def _chained(place: _Place) -> Diagnostic | None:
     comparisons = ("==", "!=", "<", "<=", ">", ">=")
     word = place.word
@@ -349,11 +399,17 @@ def _no_else(place: _Place) -> Diagnostic | None:
 
 def _missing_comma(place: _Place) -> Diagnostic | None:
     word, last = place.word, place.last
-    if last is None or word is None or not _ends_value(last) or not _starts_value(word):
+    if last is None or word is None or not (_ends_value(last) or last.text == "~"):
         return None
-    if place.opened is None or place.opened.text == "{":
+    if not _starts_value(word) or "COMMA" not in place.failure.expected:
         return None
-    if place.opened.text == "(" and not place.call and place.following == "(":
+    first = place.words[place.first].text
+    bound = any(other.text in ("=", "->") for other in place.statement)
+    listed = not bound and (first == "output" or "EQUAL" in place.failure.expected)
+    listed = listed or first == "assert" and word.kind == "string"
+    if (place.opened is None or place.opened.text == "{") and not listed:
+        return None
+    if place.opened and place.opened.text == "(" and not place.call and place.following == "(":
         return None  # a parenthesised flow: an arrow is missing
     gap = Span(place.source, last.start, word.end)
     message = f"a comma is missing between `{_short(last)}` and `{_short(word)}`"
@@ -402,27 +458,49 @@ def _fat_arrow(place: _Place) -> Diagnostic | None:
 
 _RULES = (
     _declaration, _statement_keyword, _keyword_target, _empty_body, _hole, _reserved, _misspelt,
-    _unfinished, _bound_after_arrow, _comparison_wanted, _colon_or_equals, _chained, _no_else,
-    _fat_arrow, _missing_comma, _nameless, _missing_arrow,
+    _unfinished, _nothing_before, _bound_after_arrow, _comparison_wanted, _colon_or_equals,
+    _missing_mark, _chained, _no_else, _fat_arrow, _missing_comma, _nameless, _missing_arrow,
 )  # fmt: skip
 
 
 def _unexpected(place: _Place) -> Diagnostic:
     word = place.word
-    what = f"unexpected `{_short(word)}`" if word else "the line ends too early"
-    if word is None and place.index >= len(place.words):
-        what = "the declaration ends too early"
-    names = sorted({_TERMINALS.get(t, "") for t in place.failure.expected} - {""})
-    notes = (Note("expected " + _either(tuple(names), quote="")),) if names else ()
-    return Diagnostic("E100", what, place.span, notes=notes, help=_spelling(place))
+    names = _expected_names(place)
+    if word is None:
+        at_end = place.index >= len(place.words)
+        message = f"the {'declaration' if at_end else 'line'} ends too early"
+    elif len(names) == 1 and names[0].startswith("`"):
+        return Diagnostic("E100", f"{names[0]} is missing before `{_short(word)}`", place.span)
+    elif _operator_missing(place):
+        before = place.words[place.index - 1]
+        message = f"an operator is missing between `{_short(before)}` and `{_short(word)}`"
+        return Diagnostic("E100", message, place.at(before).to(place.span))
+    else:
+        message = f"unexpected `{_short(word)}`"
+    notes = (Note("expected " + _either(names, quote="")),) if names else ()
+    return Diagnostic("E100", message, place.span, notes=notes)
 
 
-def _spelling(place: _Place) -> str | None:
-    word = place.word
-    if word is None or word.kind != "name":
-        return None
-    meant = suggest(word.text, KEYWORDS)
-    return f"did you mean `{meant}`?" if meant else None
+def _operator_missing(place: _Place) -> bool:
+    word, last = place.word, place.last
+    if word is None or last is None or word.fresh or "string" in (word.kind, last.kind):
+        return False
+    return _ends_value(last) and _starts_value(word)
+
+
+def _expected_names(place: _Place) -> tuple[str, ...]:
+    """What could stand here, in words.
+
+    The parser's own answer is wider than the truth: it has closers of other contexts.
+    """
+    opened = place.opened.text if place.opened else ""
+    wrong = {closer for opener, closer in PAIRS.items() if opener != opened}
+    wrong |= {",", ":"} if opened == "{" and "ARROW" in place.failure.expected else set()
+    names = {_TERMINALS.get(t, "") for t in place.failure.expected}
+    names = {name for name in names if name and name.strip("`") not in wrong}
+    if {"a name", "a number", "a string"} <= names:
+        names = names - {"a name", "a number", "a string", "`(`", "`[`"} | {"a value"}
+    return tuple(sorted(names))
 
 
 def _short(word: Lexeme) -> str:
@@ -441,6 +519,7 @@ _TERMINALS = {
     "EQUAL": "`=`", "COLON": "`:`", "COMMA": "`,`", "LPAR": "`(`",
     "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
     "OVER": "`over`", "ELSE": "`else`", "IN": "`in`", "FOR": "`for`", "IMPORT": "`import`",
-    "MEMBER": "a name", "SIGN": "an operator", "TIMES": "an operator", "COMPARE": "an operator",
-    "UNTIL": "`until`", "WITH": "`with`", "LIMIT": "`limit`", "REVERSE": "`reverse`",
+    "MEMBER": "a name", "TIMES": "an operator", "COMPARE": "an operator",
+    "FATARROW": "`=>`", "UNTIL": "`until`", "WITH": "`with`", "LIMIT": "`limit`",
+    "REVERSE": "`reverse`",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import cast
 
 import lark
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
@@ -33,9 +34,15 @@ def parse(source: Source) -> ast.File:
     sink = Sink()
     lexemes = scan(source, sink)
     declarations: list[ast.Declaration] = []
-    for chunk in split(source, lexemes, sink):
-        if not chunk.broken:
-            declarations += _parser().parse(source, chunk, sink)
+    failed = False
+    for chunk in split(source, lexemes):
+        if failed and not chunk.declares:
+            continue  # the rest of a declaration whose head was wrong
+        found = () if chunk.problems else _parser().parse(source, chunk, sink)
+        for problem in chunk.problems:
+            sink.add(problem)
+        declarations += found
+        failed = not found
     sink.raise_if_any()
     whole = Span(source, 0, len(source.text))
     return ast.File(source, tuple(declarations), _comments(source, lexemes), whole)
@@ -113,7 +120,8 @@ class _Parser:
             make = self._construct
             make.source, make.offset, make.sink = source, first.start, sink
             try:
-                found = self._lark.parse(source.text[first.start : last.end])
+                text = source.text[first.start : last.end]
+                found = cast(tuple[ast.Declaration, ...], self._lark.parse(text))
             except UnexpectedInput as error:
                 sink.add(explain(source, chunk, _failure(error, first.start, last.end)))
                 return ()

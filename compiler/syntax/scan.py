@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from lamina.compiler.errors import Label, Note, Sink, Source, Span, suggest
+from lamina.compiler.errors import Diagnostic, Label, Note, Sink, Source, Span, suggest
 
 MAX_CHARACTERS = 8_000_000
 MAX_LEXEMES = 60_000  # about one second of parsing
@@ -48,10 +48,16 @@ class Lexeme:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The lexemes of one top-level declaration; `broken` if an error in them was reported."""
+    """The lexemes of one top-level declaration, and what is wrong with its words or brackets."""
 
     lexemes: tuple[Lexeme, ...]
-    broken: bool
+    problems: tuple[Diagnostic, ...]
+
+    @property
+    def declares(self) -> bool:
+        """Whether it starts as a declaration does, give or take a misspelling."""
+        first = self.lexemes[0].text
+        return first in DECLARATIONS or suggest(first, DECLARATIONS) is not None
 
 
 def scan(source: Source, sink: Sink) -> list[Lexeme]:
@@ -88,13 +94,13 @@ def _report_too_many(source: Source, lexemes: list[Lexeme], sink: Sink) -> None:
     sink.error("E901", f"the file has more than {MAX_LEXEMES:,} words", at)
 
 
-def split(source: Source, lexemes: list[Lexeme], sink: Sink) -> list[Chunk]:
+def split(source: Source, lexemes: list[Lexeme]) -> list[Chunk]:
     """Check brackets and characters, and cut the text into top-level declarations.
 
     An error in one declaration does not hide those of the next: a line that starts with a
     declaration's keyword ends whatever was open.
     """
-    splitter = _Splitter(source, sink)
+    splitter = _Splitter(source)
     for lexeme in lexemes:
         if lexeme.kind not in ("comment", "newline"):
             splitter.add(lexeme)
@@ -106,11 +112,10 @@ def split(source: Source, lexemes: list[Lexeme], sink: Sink) -> list[Chunk]:
 class _Splitter:
     """The bracket stack, and the lexemes of the declaration being read."""
 
-    def __init__(self, source: Source, sink: Sink) -> None:
-        self.source, self.sink = source, sink
+    def __init__(self, source: Source) -> None:
+        self.source, self.sink = source, Sink()
         self.chunks: list[Chunk] = []
         self.current: list[Lexeme] = []
-        self.broken = False
         self.stack: list[Lexeme] = []
         self.suspect: Lexeme | None = None  # a `{` whose `}` stands at another indentation
         self.too_deep = False
@@ -127,7 +132,6 @@ class _Splitter:
                 self.cut()
         self.current.append(lexeme)
         if lexeme.kind in ("stray", "open_string"):
-            self.broken = True
             _report_character(self.source, lexeme, self.sink)
             while lexeme.kind == "open_string" and self.stack and self.stack[-1].text != "{":
                 self.stack.pop()  # the string took its closing bracket with it
@@ -141,14 +145,14 @@ class _Splitter:
     def cut(self) -> None:
         """End the declaration."""
         if self.current:
-            self.chunks.append(Chunk(tuple(self.current), self.broken))
-        self.current, self.broken = [], False
+            self.chunks.append(Chunk(tuple(self.current), self.sink.diagnostics))
+        self.current, self.sink = [], Sink()
         self.stack, self.suspect, self.too_deep = [], None, False
 
     def _open(self, lexeme: Lexeme) -> None:
         self.stack.append(lexeme)
         if len(self.stack) > MAX_BRACKETS and not self.too_deep:
-            self.too_deep = self.broken = True
+            self.too_deep = True
             message = f"brackets are nested more than {MAX_BRACKETS} deep"
             self.sink.error("E900", message, self._span(lexeme))
 
@@ -157,7 +161,6 @@ class _Splitter:
             return  # one message is enough; what follows cannot be judged
         at = self._span(lexeme)
         if not self.stack or lexeme.text != "}" and self.stack[-1].text == "{":
-            self.broken = True
             help = f"remove it, or open a `{_opener(lexeme.text)}` before it"
             self.sink.error("E104", f"`{lexeme.text}` closes nothing", at, help=help)
             return
@@ -166,7 +169,6 @@ class _Splitter:
             if lexeme.fresh and self._indent(opener) != self._indent(lexeme):
                 self.suspect = self.suspect or opener
             return
-        self.broken = True
         closer = PAIRS[opener.text]
         if any(PAIRS[other.text] == lexeme.text for other in self.stack):
             self._report_open(opener, Label(at, f"`{closer}` expected before this `{lexeme.text}`"))
@@ -181,7 +183,6 @@ class _Splitter:
         """Report the bracket that is still open where a declaration, or the file, ends."""
         if not self.stack or self.too_deep:
             return
-        self.broken = True
         opener = self.suspect or self.stack[-1]
         labels = () if before is None else (Label(self._span(before), "the next one starts here"),)
         self._report_open(opener, *labels)
@@ -202,16 +203,13 @@ class _Splitter:
         if last.kind == "number" and lexeme.kind == "name":
             if before is not None and before.text == ".":
                 return  # a path: stages.0.first
-            self.broken = True
             message = f"`{joined.text}` is neither a number nor a name"
             self.sink.error("E112", message, joined, help="a name starts with a letter")
         elif lexeme.text == "." and last.kind == "number" and self._bare_point(lexeme, before):
-            self.broken = True
             help = f"write `{last.text}.0`"
             self.sink.error("E112", f"`{joined.text}` lacks a digit after the point", joined,
                             help=help)  # fmt: skip
         elif last.text == "." and (before is None or before.end != last.start):
-            self.broken = True
             message = f"`{joined.text}` lacks a digit before the point"
             self.sink.error("E112", message, joined, help=f"write `0{joined.text}`")
 
