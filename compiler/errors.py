@@ -45,7 +45,7 @@ class Source:
     """A named text, with cheap lookup of lines by offset."""
 
     name: str
-    text: str
+    text: str = field(repr=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
