@@ -10,7 +10,7 @@ import numpy as np
 
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.op import Op
-from lamina.compiler.ir.types import FLOATS, TensorType
+from lamina.compiler.ir.types import TensorType
 from lamina.compiler.ops import GraphMath, NumpyMath
 from lamina.compiler.ops.define import DTYPE_NAMES
 from lamina.compiler.reference import evaluate
@@ -91,8 +91,3 @@ def by_differences(op: Op, arrays: Arrays, attrs: Mapping[str, Any], ct: np.ndar
         moved[index] = arrays[index] + sign * STEP * direction
         ends.append(float(np.sum(value(op, moved, attrs) * ct)))
     return (ends[0] - ends[1]) / (2 * STEP)
-
-
-def is_float(type: TensorType) -> bool:
-    """Whether the elements are real numbers."""
-    return type.dtype in FLOATS
