@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-
 from lamina.compiler.errors import Span
 from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.op import REQUIRED, Op, OpError

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import networkx
-
 from lamina.compiler.errors import Span
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ir.types import TensorType

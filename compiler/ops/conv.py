@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import (
     FLOATS,

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ops.conv import padding_pairs
 
