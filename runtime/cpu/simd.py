@@ -19,6 +19,7 @@ Kernel texts import names from here and nothing else:
     exp, log, tanh, sigmoid, erf, sqrt, rsqrt, pow, sin, cos, log1p, expm1, floor
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
+    move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
     call_kernel, barrier                        for the table walker alone
 """
 
@@ -145,7 +146,6 @@ def _extreme(relation: str):
 
 maximum = _extreme(">")
 minimum = _extreme("<")
-
 
 
 @intrinsic
@@ -542,6 +542,7 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
             for v in range(nv):
                 cells[m][v] = cgutils.alloca_once(b, vector)
                 b.store(zero, cells[m][v])
+
         def splat(value):
             blank = ir.Constant(vector, ir.Undefined)
             one = b.insert_element(blank, value, ir.Constant(I32, 0))
@@ -591,6 +592,53 @@ tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
 tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
 tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
+
+
+def _mover(nv: int, width: int):
+    """move(to, from): copy nv vectors of `width` floats between two int64 addresses."""
+    vector = ir.VectorType(F32, width)
+
+    @intrinsic
+    def move(_, to, source):
+        def generate(context, builder, signature, args):
+            to, source = (builder.inttoptr(arg, vector.as_pointer()) for arg in args)
+            places = [ir.Constant(I64, v) for v in range(nv)]
+            values = [builder.load(builder.gep(source, [place])) for place in places]
+            for place, value in zip(places, values, strict=True):
+                value.align = 4
+                builder.store(value, builder.gep(to, [place])).align = 4
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return move
+
+
+def _filler(nv: int, width: int):
+    """fill(to, value): nv vectors of `width` floats, all equal to `value`."""
+    vector = ir.VectorType(F32, width)
+
+    @intrinsic
+    def fill(_, to, value):
+        def generate(context, builder, signature, args):
+            to = builder.inttoptr(args[0], vector.as_pointer())
+            blank = ir.Constant(vector, ir.Undefined)
+            one = builder.insert_element(blank, args[1], ir.Constant(I32, 0))
+            mask = ir.Constant(ir.VectorType(I32, width), [0] * width)
+            all_ = builder.shuffle_vector(one, blank, mask)
+            for v in range(nv):
+                builder.store(all_, builder.gep(to, [ir.Constant(I64, v)])).align = 4
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.float32), generate
+
+    return fill
+
+
+move_1_4, move_2_4, fill_1_4, fill_2_4 = _mover(1, 4), _mover(2, 4), _filler(1, 4), _filler(2, 4)
+move_1_8, move_2_8, fill_1_8, fill_2_8 = _mover(1, 8), _mover(2, 8), _filler(1, 8), _filler(2, 8)
+move_1_16, move_2_16 = _mover(1, 16), _mover(2, 16)
+fill_1_16, fill_2_16 = _filler(1, 16), _filler(2, 16)
 
 # --- the table walker's needs ----------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from lamina.compiler.lower.templates.text import (
     lanes_tile,
     operand_names,
     tile_epilogue,
+    tile_locals,
 )
 
 TILES_PER_BLOCK = 24  # rows of a block: 24 tiles of 6 are BLIS's MC of 144 for Zen
@@ -59,8 +60,7 @@ def pack(tile: Tile) -> Template:
         out = q * n2 * {nr}
         if width == {nr} and s_column == 1:
             for i2 in range(n2):
-                for j in range({nr}):
-                    dst[out + i2 * {nr} + j] = src[start + i2 * s2 + j]
+                move_{tile.row}(packed + 4 * (out + i2 * {nr}), source + 4 * (start + i2 * s2))
         else:
             for i2 in range(n2):
                 for j in range(width):
@@ -102,6 +102,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     src = f32ptr(a)
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
+{tile_locals(epilogue, tile)}
     # Copying A's block pays when many panels read it and its rows lie far apart.
     packing = p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
     u = u_lo
@@ -155,7 +156,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                                     b_at, i64(0), i64(0), b_k, out, i64({nr}), step > 0)
                         if step == blocks - 1:
                             first_row = item * M + first
-{tile_epilogue(epilogue, nr, 28)}
+{tile_epilogue(epilogue, tile, 28)}
 """
     source = kernel_text("Matrix product.", arguments, epilogue, body)
     return Template(source, arguments, a_floats + c_floats)
@@ -215,6 +216,7 @@ def _convolution(epilogue: Epilogue, tile: Tile, depthwise: bool) -> Template:
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
     out = local_f32({mr * nr})
+{tile_locals(epilogue, tile)}
     for t0 in range(u_lo, u_hi, {TILES_PER_BLOCK}):
         count = min(i64({TILES_PER_BLOCK}), u_hi - t0)
         for r in range(count * {mr}):
@@ -239,7 +241,7 @@ def _convolution(epilogue: Epilogue, tile: Tile, depthwise: bool) -> Template:
                             b_at, b0, b1, b2, out, i64({nr}), False)
                 first_row = (t0 + t) * {mr}
                 valid = min(i64({mr}), rows_all - first_row)
-{tile_epilogue(epilogue, nr, 16)}
+{tile_epilogue(epilogue, tile, 16)}
 """
     doc = "Depthwise convolution." if depthwise else "Direct convolution."
     return Template(kernel_text(doc, arguments, epilogue, body), arguments)

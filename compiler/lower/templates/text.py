@@ -12,50 +12,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # What `lamina.runtime.cpu.simd` offers to kernel texts (a test compares the two).
-NAMES = [
-    "barrier",
-    "call_kernel",
-    "cos",
-    "erf",
-    "exp",
-    "expm1",
-    "f32",
-    "f32ptr",
-    "f64",
-    "f64ptr",
-    "floor",
-    "i32",
-    "i32ptr",
-    "i64",
-    "i64ptr",
-    "lanes_4x2_16",
-    "lanes_4x2_4",
-    "lanes_4x2_8",
-    "local_f32",
-    "local_i64",
-    "log",
-    "log1p",
-    "maximum",
-    "minimum",
-    "philox_key",
-    "philox_uniform",
-    "plus",
-    "pow",
-    "rsqrt",
-    "select",
-    "sigmoid",
-    "sin",
-    "sqrt",
-    "tanh",
-    "tile_14x2_16",
-    "tile_16x1_16",
-    "tile_6x2_4",
-    "tile_6x2_8",
-    "tile_8x1_4",
-    "tile_8x1_8",
-    "u8",
-    "u8ptr",
-]
+# fmt: off
+NAMES = (
+    "barrier", "call_kernel", "cos", "erf", "exp", "expm1", "f32", "f32ptr", "f64", "f64ptr",
+    "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8", "floor", "i32",
+    "i32ptr", "i64", "i64ptr", "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "local_f32",
+    "local_i64", "log", "log1p", "maximum", "minimum", "move_1_16", "move_1_4", "move_1_8",
+    "move_2_16", "move_2_4", "move_2_8", "philox_key", "philox_uniform", "pow", "rsqrt", "select",
+    "sigmoid", "sin", "sqrt", "tanh", "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8",
+    "tile_8x1_4", "tile_8x1_8", "u8", "u8ptr",
+)
+# fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
 ACCESS = ("matrix", "column", "row", "scalar")
 
@@ -126,6 +93,11 @@ class Tile:
         """The intrinsic's name in `simd`."""
         return f"{self.kind}_{self.mr}x{self.nv}_{self.width}"
 
+    @property
+    def row(self) -> str:
+        """How `simd` names what handles one row of the tile: move_<row>, fill_<row>."""
+        return f"{self.nv}_{self.width}"
+
 
 def wide_tile(vector_width: int) -> Tile:
     """The usual tile for vectors of 4, 8 or 16 floats."""
@@ -160,7 +132,8 @@ def kernel_text(
     lines = []
     for index, name in enumerate(arguments):
         if name in typed:
-            lines.append(f"    p_{name} = {POINTERS[typed[name]]}(block[{index}])")
+            lines.append(f"    {name}_at = block[{index}]")
+            lines.append(f"    p_{name} = {POINTERS[typed[name]]}({name}_at)")
         else:
             lines.append(f"    {name} = block[{index}]")
     for index, operand in enumerate(epilogue.loads):
@@ -197,9 +170,8 @@ def element(epilogue: Epilogue, value: str, at: str, column: str, indent: int) -
             lines.append(f"x{index} = {_load(operand, index, places[operand.access])}")
     lines += epilogue.text
     for index, (operand, name) in enumerate(epilogue.stores):
-        cast = {"bool": "u8", "f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}
         place = {**places, "row": "row", "scalar": "0"}[operand.access]
-        lines.append(f"p_y{index}[{place}] = {cast[operand.dtype]}({name})")
+        lines.append(f"p_y{index}[{place}] = {_CASTS[operand.dtype]}({name})")
     return _indented(lines, indent)
 
 
@@ -237,22 +209,96 @@ SPLIT = """
 """
 
 
-def tile_epilogue(epilogue: Epilogue, nr: int, indent: int) -> str:
-    """Run the epilogue over a tile: `out` its address, `valid` x `width` elements.
+def _fused(epilogue: Epilogue) -> bool:
+    """Whether anything is computed, or the tile is only copied."""
+    plain = all(name == "acc" and o.dtype == "f32" for o, name in epilogue.stores)
+    return bool(epilogue.text) or not plain
 
-    Uses first_row, first_column (of the whole result), `columns` (its row length).
+
+def _held(epilogue: Epilogue) -> dict[str, Operand]:
+    """Operands that are staged in an array of the tile's size, by name."""
+    held = {f"x{i}": o for i, o in enumerate(epilogue.loads) if o.access != "scalar"}
+    if _fused(epilogue):
+        held.update({f"y{i}": o for i, (o, _) in enumerate(epilogue.stores)})
+    return held
+
+
+def tile_locals(epilogue: Epilogue, tile: Tile) -> str:
+    """The stack arrays that `tile_epilogue` uses, for the top of the kernel."""
+    if any(operand.access != "matrix" for operand, _ in epilogue.stores):
+        raise ValueError("a tile's results are matrices")
+    lines, cells = [], tile.mr * tile.nr
+    for name, operand in _held(epilogue).items():
+        kind = "local_i64" if operand.dtype in ("f64", "i64") else "local_f32"
+        lines.append(f"t_{name}_at = {kind}({cells})")
+        lines.append(f"t_{name} = {POINTERS[operand.dtype]}(t_{name}_at)")
+    return _indented(lines, 4)
+
+
+def tile_epilogue(epilogue: Epilogue, tile: Tile, indent: int) -> str:
+    """Run the epilogue over the tile at address `out`, of which `valid` x `width` elements count.
+
+    Uses first_row, first_column (of the whole result), `columns` (its row length). Operands are
+    first gathered into arrays shaped as the tile, so that the arithmetic is one loop of known
+    length over whole tiles: it vectorises, which a loop over 16 columns does not (it is unrolled
+    before the vectoriser sees it), and its text occurs once.
     """
-    pad = " " * indent
-    return f"""
-{pad}result = f32ptr(out)
-{pad}for m in range(valid):
-{pad}    row = first_row + m
-{row_loads(epilogue, indent + 4)}
-{pad}    at = row * columns + first_column
-{pad}    if width == {nr}:
-{pad}        for j in range({nr}):
-{element(epilogue, f"result[m * {nr} + j]", "at + j", "first_column + j", indent + 12)}
-{pad}    else:
-{pad}        for j in range(width):
-{element(epilogue, f"result[m * {nr} + j]", "at + j", "first_column + j", indent + 12)}
-""".strip("\n")
+    nr, row = tile.nr, tile.row
+    gather, scatter = [], []
+    for name, operand in _held(epilogue).items():
+        if name.startswith("x"):
+            gather += _gather(name, operand, nr, row)
+    for index, (operand, _) in enumerate(epilogue.stores):
+        source = f"t_y{index}" if _fused(epilogue) else "result"
+        address = f"t_y{index}_at" if _fused(epilogue) else "out"
+        scatter += _scatter(f"y{index}", operand, nr, row, source, address)
+    each_row = [
+        "for m in range(valid):",
+        "    row = first_row + m",
+        "    at = row * columns + first_column",
+    ]
+    lines = ["result = f32ptr(out)"]
+    if gather:
+        lines += each_row + ["    " + line for line in gather]
+    if _fused(epilogue):
+        lines.append(f"for e in range({tile.mr * nr}):")
+        lines.append("    acc = result[e]")
+        for index, operand in enumerate(epilogue.loads):
+            if operand.access != "scalar":
+                test = " != 0" if operand.dtype == "bool" else ""
+                lines.append(f"    x{index} = t_x{index}[e]{test}")
+        lines += ["    " + line for line in epilogue.text]
+        for index, (operand, name) in enumerate(epilogue.stores):
+            lines.append(f"    t_y{index}[e] = {_CASTS[operand.dtype]}({name})")
+    if scatter:
+        lines += each_row + ["    " + line for line in scatter]
+    return _indented(lines, indent)
+
+
+_CASTS = {"bool": "u8", "f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}
+
+
+def _gather(name: str, operand: Operand, nr: int, row: str) -> list[str]:
+    """Lines that bring row m of an operand into its array."""
+    start = {"matrix": "at", "column": "first_column"}.get(operand.access)
+    single = operand.dtype == "f32"
+    if start is None:
+        if single:
+            return [f"fill_{row}(t_{name}_at + m * {4 * nr}, p_{name}[row])"]
+        return [f"for j in range({nr}):", f"    t_{name}[m * {nr} + j] = p_{name}[row]"]
+    slow = ["for j in range(width):", f"    t_{name}[m * {nr} + j] = p_{name}[{start} + j]"]
+    if not single:
+        return slow
+    move = f"    move_{row}(t_{name}_at + m * {4 * nr}, {name}_at + 4 * ({start}))"
+    return [f"if width == {nr}:", move, "else:", *("    " + line for line in slow)]
+
+
+def _scatter(
+    name: str, operand: Operand, nr: int, row: str, source: str, address: str
+) -> list[str]:
+    """Lines that write row m of a result."""
+    slow = ["for j in range(width):", f"    p_{name}[at + j] = {source}[m * {nr} + j]"]
+    if operand.dtype != "f32":
+        return slow
+    move = f"    move_{row}({name}_at + 4 * at, {address} + m * {4 * nr})"
+    return [f"if width == {nr}:", move, "else:", *("    " + line for line in slow)]

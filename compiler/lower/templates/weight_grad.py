@@ -103,13 +103,11 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                                 at = (at * groups + group) * K + column
                                 for i2 in range(n2):
                                     if width == {nr}:
-                                        for j in range({nr}):
-                                            packed[out + j] = src[at + j]
+                                        move_{tile.row}(packed_at + 4 * out, dy + 4 * at)
                                     else:
-                                        for j in range(width):
-                                            packed[out + j] = src[at + j]
-                                        for j in range(width, {nr}):
-                                            packed[out + j] = f32(0)
+                                        for j in range({nr}):
+                                            value = src[at + min(i64(j), width - 1)]
+                                            packed[out + j] = select(j < width, value, f32(0))
                                     out += {nr}
                                     at += groups * K
                         corner = n * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
