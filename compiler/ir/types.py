@@ -104,6 +104,10 @@ class Expression:
         """Remainder with the sign of the divisor."""
         return _remainder(self, other)
 
+    def __rmod__(self, other: Dim) -> Dim:
+        """Remainder, reversed."""
+        return _remainder(other, self)
+
     def __pow__(self, power: int) -> Dim:
         """Non-negative integer power."""
         return functools.reduce(lambda a, b: a * b, [self] * power, 1)
@@ -191,7 +195,7 @@ def to_size(dim: Dim):
         return dim
     parts = []
     for monomial, factor in dim.terms:
-        factors = [_atom_size(atom) for atom, power in monomial for _ in range(power)]
+        factors: list = [_atom_size(atom) for atom, power in monomial for _ in range(power)]
         if factor != 1 or not factors:
             factors.insert(0, factor)
         parts.append(factors[0] if len(factors) == 1 else ("*", *factors))

@@ -70,6 +70,12 @@ def window_size(name: str, size: Dim, kernel: int, stride: int, pad: tuple[Dim, 
     return free // stride + 1
 
 
+def _window_sizes(name: str, size, kernel, stride, border: Pads, dilation=(1, 1)) -> tuple:
+    """`window_size` for height and width."""
+    return tuple(window_size(name, size[i], kernel[i], stride[i], border[i], dilation[i])
+                 for i in range(2))
+
+
 def _layout(name: str, layout: str) -> None:
     if layout not in SPATIAL:
         raise OpError("E228", f"`{name}`: layout is {layout!r}", 'it is "nchw" or "nhwc"')
@@ -106,8 +112,8 @@ def _infer_conv2d(x: TensorType, w: TensorType, *, stride, padding, dilation, gr
     _at_least(name, "kernel", w.shape[2:], 1)
     strides, dilations = pair(name, "stride", stride), pair(name, "dilation", dilation)
     border = padding_pairs(padding, name)
-    sizes = [window_size(name, x.shape[axis], *one) for axis, *one in zip(
-        SPATIAL[layout], w.shape[2:], strides, border, dilations, strict=True)]
+    size = tuple(x.shape[axis] for axis in SPATIAL[layout])
+    sizes = _window_sizes(name, size, w.shape[2:], strides, border, dilations)
     return TensorType(_arranged(x.shape[0], w.shape[0], sizes, layout), x.dtype)
 
 
@@ -145,8 +151,7 @@ def _numpy_conv2d(x, w, *, stride, padding, dilation, groups, layout):
     x = _first(x, layout)
     border, strides = padding_pairs(padding), pair("conv2d", "stride", stride)
     dilations = pair("conv2d", "dilation", dilation)
-    counts = [window_size("conv2d", *one) for one in zip(
-        x.shape[2:], w.shape[2:], strides, border, dilations, strict=True)]
+    counts = _window_sizes("conv2d", x.shape[2:], w.shape[2:], strides, border, dilations)
     x = _bordered(x, border)
     batch, out = x.shape[0], w.shape[0]
     w = w.reshape(groups, out // groups, *w.shape[1:])
@@ -315,7 +320,8 @@ def _single(name: str, attribute: str, value: Any, least: int = 1) -> int:
 def _sides(name: str, padding: Any) -> tuple[int, int]:
     if isinstance(padding, tuple):
         return pair(name, "padding", padding, 0)
-    return (_single(name, "padding", padding, 0),) * 2
+    both = _single(name, "padding", padding, 0)
+    return both, both
 
 
 def _flat(m, x):
@@ -340,21 +346,17 @@ def _infer_pool(name):
         same_dtype(name, (x,), FLOATS)
         _rank(name, x, 4, "[N, C, H, W]" if layout == "nchw" else "[N, H, W, C]")
         kernel, stride, border = _pool_window(name, kernel, stride, padding)
-        sizes = [window_size(name, x.shape[axis], *one) for axis, *one in zip(
-            SPATIAL[layout], kernel, stride, border, strict=True)]
+        size = tuple(x.shape[axis] for axis in SPATIAL[layout])
+        sizes = _window_sizes(name, size, kernel, stride, border)
         return TensorType(_arranged(x.shape[0], x.shape[CHANNELS[layout]], sizes, layout), x.dtype)
 
     return infer
 
 
-def _counts(sizes, kernel, stride, border):
-    return [window_size("pool", *one) for one in zip(sizes, kernel, stride, border, strict=True)]
-
-
 def _numpy_max_pool(x, *, kernel, stride, padding, layout):
     x = _first(x, layout)
     kernel, stride, border = _pool_window("max_pool2d", kernel, stride, padding)
-    counts = _counts(x.shape[2:], kernel, stride, border)
+    counts = _window_sizes("max_pool2d", x.shape[2:], kernel, stride, border)
     x = _bordered(x, border, -np.inf)
     y = np.full((*x.shape[:2], *counts), -np.inf, x.dtype)
     for _, _, place in _places(kernel):
@@ -431,20 +433,26 @@ primitive("max_pool2d_grad", "window", infer=_infer_max_pool_grad, numpy=_numpy_
 
 def _divisors(sizes, kernel, stride, border, count_padding, dtype):
     """How many elements each window averages, [OH, OW]."""
-    counts = _counts(sizes, kernel, stride, border)
+    counts = _window_sizes("avg_pool2d", sizes, kernel, stride, border)
     if count_padding:
         return np.full(counts, kernel[0] * kernel[1], dtype)
     inside = np.pad(np.ones(sizes, dtype), border)
-    return sum(_patch(inside, place, counts, stride) for _, _, place in _places(kernel))
+    return _sum_of_patches(inside, counts, kernel, stride)
+
+
+def _sum_of_patches(x, counts, kernel, stride):
+    total = np.zeros((*x.shape[:-2], *counts), x.dtype)
+    for _, _, place in _places(kernel):
+        total += _patch(x, place, counts, stride)
+    return total
 
 
 def _numpy_avg_pool(x, *, kernel, stride, padding, count_padding, layout):
     x = _first(x, layout)
     kernel, stride, border = _pool_window("avg_pool2d", kernel, stride, padding)
     over = _divisors(x.shape[2:], kernel, stride, border, count_padding, x.dtype)
-    x = _bordered(x, border)
-    y = sum(_patch(x, place, over.shape, stride) for _, _, place in _places(kernel))
-    return _back(y / over, layout)
+    total = _sum_of_patches(_bordered(x, border), over.shape, kernel, stride)
+    return _back(total / over, layout)
 
 
 def _numpy_avg_pool_grad(ct, *, size, kernel, stride, padding, count_padding, layout):

@@ -22,10 +22,11 @@ R = symbol("R", multiple_of=32)
 NAMES = {"B": B, "H": H, "W": W, "S": S, "R": R}
 
 # A formula is a name, a number, or (operator, left, right).
+positive = st.sampled_from(("W", ("+", "H", 1), ("*", 2, "W"), ("*", "W", "W")))
 leaves = st.sampled_from(sorted(NAMES)) | st.integers(-40, 40)
 formulas = st.recursive(leaves, lambda inner: st.one_of(
     st.tuples(st.sampled_from("+-*"), inner, inner),
-    st.tuples(st.sampled_from(("//", "%")), inner, st.integers(1, 12))), max_leaves=8)
+    st.tuples(st.sampled_from(("//", "%")), inner, st.integers(1, 12) | positive)), max_leaves=8)
 bindings = st.fixed_dictionaries({
     "B": st.integers(0, 60), "H": st.integers(0, 60), "W": st.integers(1, 60),
     "S": st.integers(0, 60), "R": st.integers(0, 4).map(lambda n: 32 * n)})
