@@ -25,7 +25,7 @@ import numpy as np
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.load import load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
-from lamina.runtime.cpu.threads import WALKER, Table, Threads
+from lamina.runtime.cpu.threads import WALKER, Table, Threads, available_cores
 from lamina.runtime.program import THREADS, Program, evaluate
 
 PLANS_KEPT = 8
@@ -73,7 +73,7 @@ class Executor:
         folder = default_folder(os.environ) if cache_folder is None else Path(cache_folder)
         cache = Cache.open(folder)
         self.warning = cache.warning
-        count = threads or len(os.sched_getaffinity(0))
+        count = threads or available_cores()
         walker, *self._kernels = load(
             [WALKER, *(kernel.source for kernel in program.kernels)], cache
         )
@@ -164,8 +164,10 @@ class Executor:
     def _prepare(self, inputs: Mapping[str, np.ndarray], bindings: Mapping[str, int]) -> _Ready:
         arrays = {key: np.asarray(value) for key, value in inputs.items()}
         # Inputs of the shapes and types of the last run need no new look at the declarations.
-        seen = (tuple((key, a.shape, a.dtype) for key, a in arrays.items()),
-                tuple(bindings.items()))
+        seen = (
+            tuple((key, a.shape, a.dtype) for key, a in arrays.items()),
+            tuple(bindings.items()),
+        )
         if self._recent is None or self._recent[0] != seen:
             self._recent = (seen, self._ready(self._bind(arrays, bindings)))
         ready = self._recent[1]
@@ -201,10 +203,7 @@ class Executor:
             )
 
     def _outputs(self, ready: _Ready) -> dict[str, np.ndarray]:
-        return {
-            key: np.array(self._view(ready, index), order="C")
-            for key, index in self._named("output").items()
-        }
+        return {key: np.array(view, order="C") for key, view in ready.outputs.items()}
 
     # --- memory -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from lamina.runtime.program import ITEM_BYTES, Buffer, Program, evaluate
 
 GUARD = 256  # bytes kept after every buffer, so that vector loads may run past its end
 SMALL_WORK = 20_000  # elementary operations below which a step stays on one thread
+SMALL_RUN = 300_000  # the same for a whole run: waking another thread takes some 30 microseconds
 
 DTYPES = {
     "f32": np.dtype(np.float32),
@@ -57,7 +58,9 @@ def make_plan(program: Program, bindings: Mapping[str, int]) -> Plan:
         tuple(_argument(kind, value, bindings) for kind, value in step.args)
         for step in program.steps
     )
-    single = tuple(evaluate(step.work, bindings) < SMALL_WORK for step in program.steps)
+    work = [evaluate(step.work, bindings) for step in program.steps]
+    small = SMALL_WORK if sum(work) >= SMALL_RUN else SMALL_RUN
+    single = tuple(amount < small for amount in work)
     return Plan(
         dict(bindings),
         shapes,
