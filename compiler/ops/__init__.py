@@ -11,6 +11,7 @@ from lamina.compiler.ops import (  # noqa: F401  (they register)
     elementwise,
     gather,
     losses,
+    pool,
     random,
     reduce,
     shape,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from lamina.compiler.ir.op import Op
-from lamina.compiler.ops.conv import padding_pairs
+from lamina.compiler.ops.window import padding_pairs
 
 try:
     import torch

@@ -7,7 +7,7 @@ import pytest
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.types import TensorType, symbol
 from lamina.compiler.ops import OPS, GraphMath, NumpyMath
-from lamina.compiler.ops.conv import padding_pairs
+from lamina.compiler.ops.window import padding_pairs
 from lamina.compiler.transform.autodiff import add_gradients
 from lamina.tests.ops import gradient
 from lamina.tests.ops.oracle import torch
