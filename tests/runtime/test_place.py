@@ -51,7 +51,7 @@ def first_fit(items, order):
 @settings(max_examples=40)
 @given(intervals(most=5))
 def test_near_the_optimum(items):
-    """At most a quarter above the best of all orders, and never below the live bytes."""
+    """At most a third above the best of all orders, and never below the live bytes."""
     best = min(first_fit(items, order) for order in itertools.permutations(range(len(items))))
     live = max((sum(v.size for v in items if v.first <= t <= v.last) for t in range(7)), default=0)
     total = place(items)[1]

@@ -160,24 +160,27 @@ def combine_weight_grad(epilogue: Epilogue, tile: Tile) -> Template:
     per_group = (K + {nr - 1}) // {nr}
     panel_floats = (depth + {mr - 1}) // {mr} * {mr * nr}
     chunk_floats = groups * per_group * panel_floats
-    total = groups * per_group * C
+    runs = (C + 15) // 16
+    total = groups * per_group * runs
+    # 16 outputs by 16 inputs at a time: reads stay in the nearest cache, writes come in runs.
     for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
-        c = q % C
-        column = q // C % per_group * {nr}
-        group = q // (C * per_group)
+        c0 = q % runs * 16
+        panel = q // runs
+        column = panel % per_group * {nr}
+        group = panel // per_group
         width = min(i64({nr}), K - column)
-        for kh in range(KH):
-            for kw in range(KW):
-                start = q // C * panel_floats + ((kh * KW + kw) * C + c) * {nr}
-                place = c * s_in + kh * s_h + kw * s_w
-                for j in range(width):
-                    row = group * K + column + j
-                    total_ = f32(0)
-                    for chunk in range(chunks):
-                        total_ += src[start + chunk * chunk_floats + j]
-                    at = row * s_out + place
-{row_loads(epilogue, 20)}
-{element(epilogue, "total_", "at", "0", 20)}
+        for j in range(width):
+            row = group * K + column + j
+{row_loads(epilogue, 12)}
+            for c in range(c0, min(C, c0 + 16)):
+                for kh in range(KH):
+                    for kw in range(KW):
+                        start = panel * panel_floats + ((kh * KW + kw) * C + c) * {nr} + j
+                        total_ = src[start]
+                        for chunk in range(1, chunks):
+                            total_ += src[start + chunk * chunk_floats]
+                        at = row * s_out + c * s_in + kh * s_h + kw * s_w
+{element(epilogue, "total_", "at", "0", 24)}
 """
     source = kernel_text("Weight gradient, combined.", arguments, epilogue, body)
     return Template(source, arguments)
