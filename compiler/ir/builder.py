@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from lamina.compiler.errors import Span
+from lamina.compiler.ir.attributes import check_attribute
 from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.op import REQUIRED, Op, OpError
 from lamina.compiler.ir.types import NUMPY_TYPES, TensorType
@@ -53,6 +54,7 @@ class Builder:
         types = [self.type(value) for value in inputs]
         outs = op.infer(*types, **complete) if body is None else op.infer(body, *types, **complete)
         outs = outs if isinstance(outs, tuple) else (outs,)
+        _check_sizes(op, outs)
         folded = self._fold(op, inputs, complete, outs)
         if folded is not None:
             self._known[key] = folded.node
@@ -88,6 +90,11 @@ class Builder:
         if key in self._known:
             return Value(self._known[key])
         return self._add(const, (), frozen, (TensorType((), dtype),), None, key)
+
+    @property
+    def count(self) -> int:
+        """How many nodes have been made."""
+        return len(self._nodes)
 
     def node(self, value: Value) -> Node:
         """The node behind a value."""
@@ -140,7 +147,18 @@ def _complete_attributes(op: Op, given: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name, value in complete.items() if value is REQUIRED]
     if missing:
         raise OpError("E203", f"`{op.name}` needs a value for `{missing[0]}`")
-    return {name: _freeze(value) for name, value in complete.items()}
+    frozen = {name: _freeze(value) for name, value in complete.items()}
+    for name, value in frozen.items():
+        check_attribute(op.name, name, value)
+    return frozen
+
+
+def _check_sizes(op: Op, outs: tuple[TensorType, ...]) -> None:
+    for type in outs:
+        for size in type.shape:
+            if isinstance(size, int) and size < 0:
+                raise OpError("E207", f"`{op.name}` would give {type}: a size of {size}",
+                              "sizes are 0 or more")
 
 
 def _freeze(value: Any) -> Any:

@@ -157,6 +157,8 @@ def _infer_weight_grad(x: TensorType, ct: TensorType, *, kernel, stride, padding
     check_rank(name, x, 4, "[N, C, H, W]")
     check_rank(name, ct, 4, "the gradient of the result", 1)
     channels = CHANNELS[layout]
+    single(name, "groups", groups)
+    kernel = pair(name, "kernel", kernel)
     each = divide_exactly(x.shape[channels], groups)
     if each is None:
         raise OpError("E222", f"`{name}`: {groups} groups do not divide {x.shape[channels]}")

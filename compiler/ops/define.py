@@ -123,6 +123,13 @@ def normalize_axes(name: str, axis: Any, rank: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def normalize_axis(name: str, axis: Any, rank: int) -> int:
+    """One axis as a non-negative number. Raises OpError E211."""
+    if not isinstance(axis, int):
+        raise OpError("E211", f"`{name}` takes one axis, not {axis}")
+    return normalize_axes(name, axis, rank)[0]
+
+
 class Var:
     """A graph value inside a body or gradient: operators and shape, nothing else."""
 

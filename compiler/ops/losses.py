@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from lamina.compiler.ir.op import OpError
 from lamina.compiler.ir.types import shape_text
-from lamina.compiler.ops.define import composite, normalize_axes
+from lamina.compiler.ops.define import composite, normalize_axis
 
 LABELS = ("i32", "i64")
 
 
 def _check_labels(m, name: str, logits, label, axis: int) -> int:
     """The axis of the classes, counted from 0, when the label's shape is that of the rest."""
-    (axis,) = normalize_axes(name, axis, len(logits.shape))
+    axis = normalize_axis(name, axis, len(logits.shape))
     if m.dtype_of(label) not in LABELS:
         raise OpError("E204", f"`{name}`: labels of type {m.dtype_of(label)}",
                       "labels are class numbers: i32 or i64", (1,))

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 from lamina.compiler.ir.op import REQUIRED
 from lamina.compiler.ir.types import TensorType
-from lamina.compiler.ops.define import composite, normalize_axes, primitive, same_dtype
+from lamina.compiler.ops.define import (
+    composite,
+    normalize_axes,
+    normalize_axis,
+    primitive,
+    same_dtype,
+)
 
 NUMBERS = ("f32", "f64", "i32", "i64")
 OVER = ("x:[3,4]", "x:[3,4] | axis=1", "x:[2,3,5] | axis=(0, 2)",
@@ -131,7 +137,7 @@ def log_softmax(m, x, *, axis):
            torch="a.argmax(axis).int()")
 def argmax(m, x, *, axis):
     """Position of the largest element along an axis, the first among equals or of the NaNs; i32."""
-    (axis,) = normalize_axes("argmax", axis, len(x.shape))
+    axis = normalize_axis("argmax", axis, len(x.shape))
     top = m.reduce_max(x, axes=(axis,))
     place = m.iota(shape=x.shape, axis=axis)
     hit = m.logical_or(m.equal(x, top), m.not_equal(x, x))

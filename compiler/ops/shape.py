@@ -14,7 +14,13 @@ from lamina.compiler.ir.types import (
     product,
     shape_text,
 )
-from lamina.compiler.ops.define import composite, normalize_axes, primitive, same_dtype
+from lamina.compiler.ops.define import (
+    composite,
+    normalize_axes,
+    normalize_axis,
+    primitive,
+    same_dtype,
+)
 
 
 def _infer_reshape(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
@@ -180,7 +186,7 @@ primitive("pad", "view", infer=_infer_pad, numpy=_numpy_pad, vjp=_pad_vjp,
 
 def _infer_concat(*types: TensorType, axis: int) -> TensorType:
     same_dtype("concat", types, DTYPES)
-    (axis,) = normalize_axes("concat", axis, types[0].rank)
+    axis = normalize_axis("concat", axis, types[0].rank)
     first = types[0].shape
     for index, type in enumerate(types[1:], start=1):
         if type.rank != len(first) or any(
@@ -249,14 +255,14 @@ def squeeze(m, x, *, axis):
            samples=("x:[2,3] | axis=1", "x:[2] | axis=-1"), bad={"E211": "x:[2] | axis=3"})
 def expand_dims(m, x, *, axis):
     """Insert an axis of size 1."""
-    (axis,) = normalize_axes("expand_dims", axis, len(x.shape) + 1)
+    axis = normalize_axis("expand_dims", axis, len(x.shape) + 1)
     return m.reshape(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
 
 
 def split_bounds(name: str, size: Dim, parts: int) -> Dim:
     """The size of each of `parts` equal parts. Raises OpError E218."""
     each = divide_exactly(size, parts)
-    if each is None:
+    if each is None or parts < 1:
         raise OpError("E218", f"`{name}`: an axis of size {size} does not divide into {parts} "
                       "equal parts", "give a number of parts that divides the size")
     return each
@@ -267,8 +273,11 @@ def split_bounds(name: str, size: Dim, parts: int) -> Dim:
            torch="torch.chunk(a, parts, axis)[index]")
 def part(m, x, *, index, parts, axis):
     """One of `parts` equal parts along an axis."""
-    (axis,) = normalize_axes("split", axis, len(x.shape))
+    axis = normalize_axis("split", axis, len(x.shape))
     each = split_bounds("split", x.shape[axis], parts)
+    if not 0 <= index < parts:
+        raise OpError("E218", f"`split`: there is no part {index} of {parts}",
+                      f"parts are counted from 0 to {parts - 1}")
     rank = len(x.shape)
     starts = tuple(each * index if i == axis else 0 for i in range(rank))
     stops = tuple(each * (index + 1) if i == axis else n for i, n in enumerate(x.shape))

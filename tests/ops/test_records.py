@@ -79,6 +79,43 @@ def test_wrong_attributes_and_counts_are_refused(op):
         assert caught.value.code == "E201"
 
 
+NONSENSE = (None, "x", 1.5, True, -1, 0, 7, (), (1,), (-1,), ("a",), ((1,),), (None, None), (1, 2),
+            (0, 0), (1.5, 2), 10**12, (10**9, 10**9), float("nan"), float("inf"), "f32")
+
+
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.samples and op.attrs], ids=str)
+def test_nonsense_attributes_are_refused(op):
+    """Whatever a model file says, an operator answers with a type or an OpError."""
+    sample = parse(op.samples[0])
+    for name in op.attrs:
+        for value in NONSENSE:
+            try:
+                builder = Builder()
+                m = GraphMath(builder)
+                operands = [m.placeholder(i, type).value for i, type in enumerate(sample.types)]
+                found = builder.emit(op, operands, {**dict(sample.given), name: value})
+            except OpError as error:
+                assert len(error.message) > 20
+            else:
+                assert all(size >= 0 for size in builder.type(found).shape), (name, value)
+
+
+@pytest.mark.parametrize(("name", "attrs", "text"), [
+    ("softmax", {"axis": "x"}, "E206 `softmax`: axis is 'x', not an axis or a list of axes"),
+    ("argmax", {"axis": None}, "E211 `argmax` takes one axis, not None"),
+    ("cast", {"dtype": "f16"}, "E206 `cast`: dtype is 'f16', not one of f32, f64, i32, i64, bool"),
+    ("broadcast_to", {"shape": (2, -1)},
+     "E207 `broadcast_to` would give f32[2, -1]: a size of -1"),
+    ("part", {"index": 2, "parts": 2}, "E218 `split`: there is no part 2 of 2"),
+])
+def test_attribute_messages(name, attrs, text):
+    builder = Builder()
+    x = GraphMath(builder).placeholder(0, TensorType((2, 1)))
+    with pytest.raises(OpError) as caught:
+        builder.emit(OPS[name], [x.value], attrs)
+    assert f"{caught.value.code} {caught.value.message}" == text
+
+
 def _refusal(name, *shapes, **attrs):
     types = [TensorType(shape) for shape in shapes]
     with pytest.raises(OpError) as caught:
