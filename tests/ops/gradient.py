@@ -50,9 +50,9 @@ def by_graph(op: Op, arrays: Arrays, attrs: Mapping[str, Any], ct: np.ndarray,
     m = GraphMath(builder)
     if derive:
         op = dataclasses.replace(op, vjp=None)
-    xs = [m.placeholder(index, _type(x)) for index, x in enumerate(arrays)]
+    xs = [m.placeholder(index, type_of(x)) for index, x in enumerate(arrays)]
     y = m.apply(op, tuple(xs), attrs)
-    weight = m.placeholder(len(xs), _type(ct))
+    weight = m.placeholder(len(xs), type_of(ct))
     outputs = [("y", y.value), ("loss", m.sum(y * weight).value)]
     wrt = {str(index): xs[index].value for index in floats(arrays)}
     graph = add_gradients(builder.finish(outputs), "loss", wrt)
@@ -60,7 +60,8 @@ def by_graph(op: Op, arrays: Arrays, attrs: Mapping[str, Any], ct: np.ndarray,
     return [results["y"], *(results[f"grad:{name}"] for name in wrt)]
 
 
-def _type(x: np.ndarray) -> TensorType:
+def type_of(x: np.ndarray) -> TensorType:
+    """The type of an array."""
     return TensorType(x.shape, DTYPE_NAMES[x.dtype.name])
 
 
