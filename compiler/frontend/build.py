@@ -1,0 +1,205 @@
+"""From a module's model to a Graph: the entry of the front end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
+from lamina.compiler.frontend import shapes
+from lamina.compiler.frontend.context import Context, Instance
+from lamina.compiler.frontend.evaluate import Evaluator
+from lamina.compiler.frontend.instantiate import build_model
+from lamina.compiler.frontend.library import Module, did_you_mean
+from lamina.compiler.frontend.values import (
+    BROKEN,
+    Binding,
+    Definition,
+    Result,
+    Scope,
+    Tensor,
+    describe,
+    is_static,
+)
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.types import TensorType
+from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.syntax import ast
+from lamina.compiler.syntax.parse import parse
+
+LABELLED = ("cross_entropy", "accuracy", "top_k_accuracy")
+LOSS, METRIC, UPDATE = "loss", "metric:", "update:"
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is computed beside a model's outputs: a loss, metrics, and the targets they need.
+
+    A target without an annotation gets its type from how the loss uses it.
+    """
+
+    loss: Any = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, ast.Target | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A built model: its graph and the names of the model's own outputs."""
+
+    graph: Graph
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+def find_model(module: Module, name: str | None) -> Definition:
+    """The model of this name, or the only one. Raises CompileError."""
+    models = module.models
+    if name is None:
+        if not models:
+            raise CompileError(Diagnostic("E415", "this file defines no model", _start(module),
+                                          help="write `model Name { ... }`"))
+        return next(iter(models.values()))
+    if name not in models:
+        raise CompileError(Diagnostic(
+            "E415", f"no model is named `{name}`", _start(module),
+            help=did_you_mean(name, models) or f"models here: {', '.join(models) or 'none'}"))
+    return models[name]
+
+
+def _start(module: Module) -> Span:
+    return Span(module.file.source, 0, 0)
+
+
+def settings_call(name: str, settings: Mapping[str, Any]) -> ast.Call | None:
+    """Settings given from outside (a command line, Python) as the call they stand for."""
+    if not settings:
+        return None
+    words = ", ".join(f"{key}={literal(value)}" for key, value in settings.items())
+    file = parse(Source("<settings>", f"model Given = {name}({words})"))
+    alias = file.declarations[0]
+    assert isinstance(alias, ast.Alias)
+    return alias.target
+
+
+def literal(value: Any) -> str:
+    """A Python value in the language."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(literal(item) for item in value)}]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def build(module: Module, definition: Definition, call: ast.Call | None = None, *,
+          training: bool = False, sizes: Mapping[str, int] | None = None,
+          objective: Objective | None = None) -> Build:
+    """Build a model into a Graph. Raises CompileError with every diagnostic found.
+
+    `sizes` gives symbols a number, `training` chooses what dropout and batch-norm do.
+    """
+    sink = Sink()
+    for diagnostic in module.sink.diagnostics:
+        sink.add(diagnostic)
+    ctx = Context(definition.name, training, dict(sizes or {}), sink)
+    bind_constants(ctx, module)
+    result, instance = build_model(ctx, definition, call)
+    outputs = dict(result.outputs) if isinstance(result, Result) else {}
+    inputs = tuple(s.name.id for s in definition.node.body if isinstance(s, ast.Input))
+    if objective is not None and result is not BROKEN:
+        outputs |= _objective(ctx, module, instance, outputs, objective)
+    sink.raise_if_any()
+    values = [(name, tensor.value) for name, tensor in outputs.items()]
+    values += [(UPDATE + key, tensor.value) for key, tensor in ctx.updates.items()]
+    graph = ctx.builder.finish(values, ctx.rows)
+    own = tuple(result.outputs) if isinstance(result, Result) else ()
+    return Build(graph, own, inputs, tuple(objective.targets) if objective else ())
+
+
+def bind_constants(ctx: Context, module: Module) -> None:
+    """Evaluate the constants of a file, once."""
+    dummy = ast.Block(ast.Name(module.file.source.name, module.file.span), (), (), module.file.span)
+    instance = Instance(Definition("block", dummy, module.scope), module.scope, "", None)
+    for const in module.constants:
+        if const.name.id in module.scope.names:
+            continue
+        value = Evaluator(ctx, instance, module.scope).eval(const.value)
+        if value is not BROKEN and not is_static(value):
+            ctx.error("E318", f"a constant must be known when compiled, not {describe(value)}",
+                      const.value.span)
+        module.scope.names[const.name.id] = Binding(value, const.name.span, "local", const.value,
+                                                    module.scope)
+
+
+# --- losses and metrics -------------------------------------------------------------------------
+
+
+def _objective(ctx: Context, module: Module, instance: Instance, outputs: Mapping[str, Any],
+               objective: Objective) -> dict[str, Tensor]:
+    scope = Scope(module.scope)
+    for name, binding in instance.scope.names.items():
+        if binding.kind in ("dim", "input"):
+            scope.names[name] = binding
+    for name, tensor in outputs.items():
+        scope.names[name] = Binding(tensor, None, "output")
+    ev = Evaluator(ctx, Instance(instance.definition, scope, "", None), scope)
+    for name, target in objective.targets.items():
+        _target(ev, name, target)
+    expressions = {} if objective.loss is None else {LOSS: objective.loss}
+    expressions |= {METRIC + name: expr for name, expr in objective.metrics.items()}
+    found = {}
+    for name, expr in expressions.items():
+        _infer_targets(ev, expr)
+        value = ev.eval(expr)
+        if value is BROKEN:
+            continue
+        if not isinstance(value, Tensor) or value.shape != ():
+            what = describe(value)
+            ev.error("E501", f"the {name.removeprefix('metric:')} must be a single number, this "
+                     f"is {what}", expr.span, help="take the `mean` or `sum` of it")
+            continue
+        found[name] = value
+    return found
+
+
+def _target(ev: Evaluator, name: str, target: ast.Target | None) -> None:
+    if target is None:
+        return
+    if not isinstance(target.annotation, ast.TensorType):
+        ev.error("E314", f"the target `{name}` needs a shape", target.span,
+                 help=f"write `target {name}: i32[B]`")
+        ev.scope.names[name] = Binding(BROKEN, target.name.span, "input")
+        return
+    shape, origins = shapes.declared_shape(ev, target.annotation, {})
+    value: Any = BROKEN
+    if shape is not BROKEN:
+        value = _declare(ev, name, TensorType(shape, target.annotation.dtype or "f32"), origins)
+    ev.scope.names[name] = Binding(value, target.name.span, "input")
+
+
+def _declare(ev: Evaluator, name: str, type: TensorType, origins=()) -> Tensor:
+    attrs = {"name": name, "shape": type.shape, "dtype": type.dtype}
+    value = ev.ctx.builder.emit(REGISTRY["input"], (), attrs)
+    return Tensor(value, type, origins)
+
+
+def _infer_targets(ev: Evaluator, expr: Any) -> None:
+    """An unknown second operand of a known loss is an input of the type that the loss wants."""
+    if not (isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and len(expr.args) == 2
+            and isinstance(expr.args[1], ast.Name) and ev.scope.find(expr.args[1].id) is None):
+        return
+    first = ev.eval(expr.args[0])
+    if not isinstance(first, Tensor):
+        return
+    name = expr.args[1].id
+    type = first.type
+    if expr.func.id in LABELLED:
+        type = TensorType((*first.shape[:1], *first.shape[2:]), "i32")
+    ev.scope.names[name] = Binding(_declare(ev, name, type), expr.args[1].span, "input")

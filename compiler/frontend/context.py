@@ -1,0 +1,186 @@
+"""The state of one build, and the diagnostics that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lamina.compiler.errors import Diagnostic, Label, Note, Sink, Span
+from lamina.compiler.frontend.values import (
+    BROKEN,
+    Definition,
+    Initial,
+    Origin,
+    Scope,
+    Tensor,
+)
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Scope as Row
+from lamina.compiler.ir.graph import Value
+from lamina.compiler.ir.op import Op, OpError
+from lamina.compiler.ir.types import TensorType, shape_text
+from lamina.compiler.ops.define import REGISTRY, GraphMath, Var
+
+MAX_NODES = 200_000
+MAX_DEPTH = 60  # blocks inside blocks
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """One instance of a definition: its scope, path and place."""
+
+    definition: Definition
+    scope: Scope
+    path: str
+    parent: Instance | None
+    called: Span | None = None
+    segments: dict[int, str] = field(default_factory=dict)  # stage -> its path segment
+    ties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """How many instances enclose this one."""
+        return 0 if self.parent is None else self.parent.depth + 1
+
+
+class Context:
+    """Everything that one build of a model shares."""
+
+    def __init__(self, name: str, training: bool, sizes: dict[str, int], sink: Sink):
+        self.name, self.training, self.sizes, self.sink = name, training, sizes, sink
+        self.builder = Builder(name)
+        self.m = GraphMath(self.builder)
+        self.rows: list[Row] = []
+        self.params: dict[str, Tensor] = {}
+        self.updates: dict[str, Tensor] = {}
+        self.ties: dict[str, tuple[str, Span]] = {}  # parameter path -> the path it shares
+        self.used_ties: set[str] = set()
+        self.place: Span | None = None  # the user's line while inside the layer library
+        self.reported: set[tuple[str, int, int, str]] = set()
+        self.instantiate: Callable[..., Any] = _not_ready
+
+    # --- diagnostics ----------------------------------------------------------------------------
+
+    def error(self, code: str, message: str, span: Span, instance: Instance | None = None, *,
+              labels: Iterable[Label] = (), notes: Iterable[Note] = (),
+              help: str | None = None) -> Any:
+        """Report an error once per place, whatever the number of instances; gives BROKEN."""
+        notes = list(notes)
+        if instance is not None and instance.definition.library and self.place is not None:
+            # The user's line is at fault, not the library's.
+            labels, span = (), self.place
+        key = (span.source.name, span.start, span.end, code)
+        if key not in self.reported:
+            self.reported.add(key)
+            path = self.where(instance)
+            self.sink.add(Diagnostic(code, message, span, tuple(labels), tuple(notes),
+                                     help or None, path))
+        return BROKEN
+
+    def where(self, instance: Instance | None) -> str:
+        """The instance path for people: Model.stages.0.first."""
+        if instance is None or not instance.path:
+            return self.name if instance is not None else ""
+        return f"{self.name}.{instance.path}"
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def at(self, span: Span, instance: Instance):
+        """Nodes made inside carry this line (the user's, inside the library) and path."""
+        place = self.place if instance.definition.library and self.place else span
+        with self.builder.at(place, instance.path):
+            yield
+
+    def tensor(self, value: Value, origins: tuple[Origin | None, ...] = ()) -> Tensor:
+        """A Tensor for a graph value."""
+        return Tensor(value, self.builder.type(value), origins)
+
+    def var(self, tensor: Tensor) -> Var:
+        """The tensor as an operand of the math namespace."""
+        return Var(self.m, tensor.value)
+
+    def apply(self, op: Op, operands: list[Any], attrs: dict[str, Any], span: Span,
+              instance: Instance, spans: list[Span | None] | None = None) -> Any:
+        """Apply an operator; its refusal becomes a diagnostic at `span`."""
+        if any(operand is BROKEN for operand in operands) or BROKEN in attrs.values():
+            return BROKEN
+        lifted = [self.var(x) if isinstance(x, Tensor) else x for x in operands]
+        if self.builder.count > MAX_NODES:
+            return self.error("E901", f"the model has more than {MAX_NODES:,} operators", span,
+                              instance, help="make repeats smaller")
+        try:
+            with self.at(span, instance):
+                value = self.m.apply(op, tuple(lifted), attrs).value
+        except OpError as error:
+            return self.refused(error, op, operands, span, instance, spans or [])
+        return self.tensor(value, inherit(self.builder.type(value),
+                                          [x for x in operands if isinstance(x, Tensor)]))
+
+    def refused(self, error: OpError, op: Op, operands: list[Any], span: Span,
+                instance: Instance, spans: list[Span | None]) -> Any:
+        """The diagnostic of an operator's refusal."""
+        labels = [Label(place, f"{shape_text(x.shape)}") for x, place in zip(operands, spans)
+                  if isinstance(x, Tensor) and place is not None]
+        notes = [] if labels else [
+            Note(f"operand {index} of `{op.name}` is {x.type}")
+            for index, x in enumerate(operands) if isinstance(x, Tensor)]
+        return self.error(error.code, error.message, span, instance, labels=labels, notes=notes,
+                          help=error.help)
+
+    def rng(self, span: Span, instance: Instance) -> Tensor:
+        """The (seed, step) input that random operators draw from."""
+        attrs = {"name": "rng", "shape": (2,), "dtype": "i32"}
+        return self.tensor(self.builder.emit(REGISTRY["input"], (), attrs))
+
+    def parameter(self, key: str, shape: tuple[int, ...], dtype: str, initial: Initial,
+                  trainable: bool, span: Span, instance: Instance) -> Any:
+        """The parameter of this path: new, or the one made before (shared and tied ones)."""
+        if key in self.ties:
+            self.used_ties.add(key)
+            key = self.ties[key][0]
+        type = TensorType(shape, dtype)
+        known = self.params.get(key)
+        if known is not None:
+            if known.type != type:
+                return self.error("E322", f"`{key}` is shared, but its shapes differ: "
+                                  f"{known.type} and {type}", span, instance)
+            return known
+        attrs = {"key": key, "shape": shape, "dtype": dtype,
+                 "init": (initial.name, *initial.args), "trainable": trainable}
+        with self.at(span, instance):
+            value = self.builder.emit(REGISTRY["param"], (), attrs)
+        self.params[key] = Tensor(value, type)
+        return self.params[key]
+
+    def quiet_truth(self, evaluator: Any, condition: Any) -> Any:
+        """A condition's truth, or BROKEN where it is not known before the sizes are."""
+        sink, reported = self.sink, self.reported
+        self.sink, self.reported = Sink(), set()
+        try:
+            value = evaluator.truth(condition)
+            others = [d for d in self.sink.diagnostics if d.code != "E403"]
+        finally:
+            self.sink, self.reported = sink, reported
+        for diagnostic in others:
+            self.sink.add(diagnostic)
+        return value
+
+
+def _not_ready(*_: Any) -> Any:
+    raise RuntimeError("the front end is not assembled")
+
+
+def inherit(type: TensorType, operands: list[Tensor]) -> tuple[Origin | None, ...]:
+    """Axes of a result that keep the size of an operand's axis keep its origin."""
+    found: list[Origin | None] = [None] * type.rank
+    for tensor in operands:
+        lead = type.rank - len(tensor.shape)
+        for axis, origin in enumerate(tensor.origins):
+            target = axis + lead if lead >= 0 else axis
+            if origin and target < type.rank and tensor.shape[axis] == type.shape[target] and \
+                    tensor.shape[axis] != 1 and found[target] is None:
+                found[target] = origin
+    return tuple(found)

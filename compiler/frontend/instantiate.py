@@ -1,0 +1,504 @@
+"""Instances: a definition with its arguments and piped values becomes nodes of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lamina.compiler.errors import Note, Span
+from lamina.compiler.frontend import shapes
+from lamina.compiler.frontend.context import MAX_DEPTH, Context, Instance
+from lamina.compiler.frontend.evaluate import Evaluator
+from lamina.compiler.frontend.library import did_you_mean
+from lamina.compiler.frontend.naming import segments
+from lamina.compiler.frontend.values import (
+    BROKEN,
+    Binding,
+    Definition,
+    Initial,
+    Layer,
+    OpRef,
+    Result,
+    Scope,
+    Tensor,
+    describe,
+)
+from lamina.compiler.ir.op import OpError
+from lamina.compiler.ir.types import DTYPES, Expression, TensorType
+from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.ops.initial import INITIALIZERS, check_initializer
+from lamina.compiler.syntax import ast
+
+NUMERIC = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def instantiate(caller: Evaluator, definition: Definition, call: ast.Call | None,
+                piped: list[Any], path: str, span: Span) -> Any:
+    """One instance at `path`, fed with `piped`: its output, a Result, or BROKEN."""
+    ctx = caller.ctx
+    outer = caller.instance
+    if _recursive(definition, outer) or outer.depth >= MAX_DEPTH:
+        chain = _chain(definition, outer)
+        return caller.error("E402", f"`{definition.name}` contains itself: {chain}", span,
+                            help="a model has a fixed depth: use `repeat`")
+    instance = Instance(definition, Scope(definition.scope), path, outer, span,
+                        segments(definition.node.body))
+    place = ctx.place
+    if definition.library and not outer.definition.library:
+        ctx.place = span
+    try:
+        if not bind_arguments(caller, instance, call, span):
+            return BROKEN
+        return _run_body(ctx, instance, piped, span)
+    finally:
+        ctx.place = place
+
+
+def _recursive(definition: Definition, instance: Instance | None) -> bool:
+    while instance is not None:
+        if instance.definition.node is definition.node:
+            return True
+        instance = instance.parent
+    return False
+
+
+def _chain(definition: Definition, instance: Instance | None) -> str:
+    names = [definition.name]
+    while instance is not None:
+        names.append(instance.definition.name)
+        if instance.definition.node is definition.node:
+            break
+        instance = instance.parent
+    return " -> ".join(reversed(names))
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def bind_arguments(caller: Evaluator, instance: Instance, call: ast.Call | None,
+                   span: Span) -> bool:
+    """Bind the definition's hyper-parameters; False after reporting."""
+    definition = instance.definition
+    params = definition.node.params
+    given: dict[str, tuple[Any, Evaluator]] = {}
+    inner = Evaluator(caller.ctx, instance, instance.scope)
+    home = Evaluator(caller.ctx, instance, definition.scope)
+    for word in definition.settings:
+        given[word.name.id] = (word.value, home)
+    if call is not None and not _collect(caller, definition, call, given):
+        return False
+    fine = True
+    for parameter in params:
+        fine &= _bind(caller, inner, parameter, given, span)
+    return fine
+
+
+def _collect(caller: Evaluator, definition: Definition, call: ast.Call,
+             given: dict[str, tuple[Any, Evaluator]]) -> bool:
+    params = definition.node.params
+    names = [parameter.name.id for parameter in params]
+    if len(call.args) > len(params):
+        listed = ", ".join(names) or "none"
+        caller.error("E408", f"`{definition.name}` takes {len(params)} settings ({listed}), "
+                     f"{len(call.args)} given", call.args[len(params)].span,
+                     notes=[Note("defined here", definition.node.name.span)],
+                     help="values are fed with `->`, settings stand in `( )`")
+        return False
+    for name, value in zip(names, call.args, strict=False):
+        given[name] = (value, caller)
+    positional = set(names[:len(call.args)])
+    for word in call.kwargs:
+        if word.name.id not in names:
+            caller.error("E409", f"`{definition.name}` has no setting `{word.name.id}`",
+                         word.name.span, notes=[Note("defined here", definition.node.name.span)],
+                         help=did_you_mean(word.name.id, names) or
+                         f"its settings: {', '.join(names) or 'none'}")
+            return False
+        if word.name.id in positional:
+            caller.error("E120", f"`{word.name.id}` is given twice", word.span)
+            return False
+        given[word.name.id] = (word.value, caller)
+    return True
+
+
+def _bind(caller: Evaluator, inner: Evaluator, parameter: ast.Parameter,
+          given: dict[str, tuple[Any, Evaluator]], span: Span) -> bool:
+    name = parameter.name.id
+    if name in given:
+        expression, evaluator = given[name]
+        value, kind = evaluator.eval(expression), "argument"
+        called = expression.span
+    elif parameter.default is not None:
+        expression, evaluator = parameter.default, inner
+        value, kind, called = inner.eval(expression), "local", parameter.span
+    else:
+        caller.error("E410", f"`{inner.instance.definition.name}` needs a value for `{name}`",
+                     span, notes=[Note("declared here", parameter.span)],
+                     help=f"write `{inner.instance.definition.name}({name}=...)`")
+        return False
+    if value is BROKEN:
+        inner.scope.names[name] = Binding(BROKEN, parameter.name.span, "argument")
+        return False
+    checked = _typed(value, parameter.annotation)
+    if checked is BROKEN:
+        evaluator.error("E411", f"`{name}` must be {parameter.annotation.span.text}, not "  # type: ignore[union-attr]
+                        f"{describe(value)}", called,
+                        notes=[Note("declared here", parameter.span)])
+        return False
+    inner.scope.names[name] = Binding(checked, parameter.name.span, kind, expression,
+                                      evaluator.scope, span)
+    return True
+
+
+def _typed(value: Any, annotation: ast.Type | None) -> Any:
+    """The value, when it is of the annotated type."""
+    if not isinstance(annotation, ast.NamedType):
+        return value
+    if annotation.name == "list":
+        if not isinstance(value, (tuple, list, range)):
+            return BROKEN
+        items = tuple(_typed(item, annotation.args[0]) if annotation.args else item
+                      for item in value)
+        return BROKEN if any(item is BROKEN for item in items) else items
+    if annotation.name == "layer":
+        return value if isinstance(value, (Layer, Definition, OpRef)) else BROKEN
+    wanted = NUMERIC.get(annotation.name)
+    if wanted is None or value is None:
+        return value
+    if isinstance(value, Expression):
+        return value if annotation.name in ("int", "float") else BROKEN
+    if isinstance(value, bool) and annotation.name != "bool":
+        return BROKEN
+    if annotation.name in ("int", "float") and isinstance(value, tuple):
+        # A pair where a number is expected: kernel=(3, 5).
+        return value if all(_typed(item, annotation) is not BROKEN for item in value) else BROKEN
+    return value if isinstance(value, wanted) else BROKEN
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+
+class _Body:
+    """One run of a definition's statements."""
+
+    def __init__(self, ctx: Context, instance: Instance, piped: list[Any], span: Span):
+        self.ctx, self.instance, self.span = ctx, instance, span
+        self.ev = Evaluator(ctx, instance, instance.scope)
+        self.piped = list(piped)
+        self.inputs = [s for s in instance.definition.node.body if isinstance(s, ast.Input)]
+        self.outputs: dict[str, Any] = {}
+        self.buffers: dict[str, tuple[str, Tensor]] = {}
+        self.broken = False
+
+
+def _run_body(ctx: Context, instance: Instance, piped: list[Any], span: Span) -> Any:
+    body = _Body(ctx, instance, piped, span)
+    if instance.parent is not None and not _right_count(body):
+        return BROKEN
+    # Ties come first: they say where a parameter lives before it is made.
+    ordered = sorted(instance.definition.node.body, key=lambda s: not isinstance(s, ast.Tie))
+    for statement in ordered:
+        _STATEMENTS[type(statement)](body, statement)
+    if not body.outputs:
+        if not body.broken:
+            body.ev.error("E412", f"`{instance.definition.name}` has no output",
+                          instance.definition.node.name.span,
+                          help="write `output y = ...`")
+        return BROKEN
+    values = list(body.outputs.values())
+    if any(value is BROKEN for value in values):
+        return BROKEN
+    return values[0] if len(values) == 1 and instance.parent is not None else Result(body.outputs)
+
+
+def _right_count(body: _Body) -> bool:
+    given, needed = len(body.piped), len(body.inputs)
+    optional = sum(s.value is not None for s in body.inputs)
+    if needed - optional <= given <= needed:
+        return True
+    name = body.instance.definition.name
+    listed = ", ".join(s.name.id for s in body.inputs)
+    caller = body.instance.parent
+    body.ctx.error("E401", f"`{name}` takes {needed} input{'' if needed == 1 else 's'} ({listed}), "
+                   f"{given} piped", body.span, caller,
+                   notes=[Note("defined here", body.instance.definition.node.name.span)],
+                   help=f"write `({listed}) -> {name}`" if needed > 1 else None)
+    return False
+
+
+def _input(body: _Body, statement: ast.Input) -> None:
+    name = statement.name
+    if body.instance.parent is None:
+        value = _model_input(body, statement)
+    elif body.piped:
+        value = body.piped.pop(0)
+        if not isinstance(value, Tensor):
+            value = body.ctx.error("E309", f"`{body.instance.definition.name}` takes tensors, not "
+                                   f"{describe(value)}", body.span, body.instance.parent)
+        elif isinstance(statement.annotation, ast.TensorType):
+            value = shapes.match(body.ev, statement.annotation, value, f"`{name.id}`",
+                                 body.span, called=body.span)
+    else:
+        value = body.ev.eval(statement.value)
+    _assign_name(body, name, value, "input")
+
+
+def _model_input(body: _Body, statement: ast.Input) -> Any:
+    annotation = statement.annotation
+    if not isinstance(annotation, ast.TensorType):
+        return body.ev.error("E314", f"the input `{statement.name.id}` of a model needs a shape",
+                             statement.span, help="write `input image: f32[B, 3, 224, 224]`")
+    dtype = annotation.dtype or "f32"
+    if dtype not in DTYPES:
+        return body.ev.unknown_dtype(annotation)
+    multiples = shapes.divisors(body.instance.definition.node.body)
+    shape, origins = shapes.declared_shape(body.ev, annotation, multiples)
+    if shape is BROKEN:
+        return BROKEN
+    with body.ctx.at(statement.span, body.instance):
+        value = body.ctx.builder.emit(REGISTRY["input"], (), {"name": statement.name.id,
+                                                              "shape": shape, "dtype": dtype})
+    return Tensor(value, TensorType(shape, dtype), origins)
+
+
+def _param(body: _Body, statement: ast.Param | ast.Buffer) -> None:
+    name = statement.name
+    initial = _initial(body, statement.value)
+    if initial is None:
+        body.instance.scope.names[name.id] = Binding(None, name.span, "param")
+        return
+    tensor: Any = BROKEN
+    if initial is not BROKEN:
+        tensor = _make_param(body, statement, initial)
+    trainable = isinstance(statement, ast.Param)
+    if not trainable and isinstance(tensor, Tensor):
+        body.buffers[name.id] = (_key(body, name.id), tensor)
+    # A parameter may take the name of the setting that switches it.
+    body.instance.scope.names[name.id] = Binding(tensor, name.span, "param")
+
+
+def _key(body: _Body, name: str) -> str:
+    path = body.instance.path
+    return f"{path}.{name}" if path else name
+
+
+def _initial(body: _Body, expr: Any) -> Any:
+    """The initialiser that an expression stands for; None for no parameter."""
+    if expr is None:
+        return Initial("zeros")
+    if isinstance(expr, ast.Conditional):
+        condition = body.ev.truth(expr.condition)
+        if condition is BROKEN:
+            return BROKEN
+        return _initial(body, expr.then if condition else expr.otherwise)
+    if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name):
+        return _initializer_call(body, expr, expr.func)
+    value = body.ev.eval(expr)
+    if value is None or value is BROKEN or isinstance(value, Initial):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Initial("constant", (float(value),))
+    return body.ev.error("E320", f"a parameter starts from a number or an initialiser, not "
+                         f"{describe(value)}", expr.span,
+                         help=f"initialisers: {', '.join(INITIALIZERS)}")
+
+
+def _initializer_call(body: _Body, expr: ast.Call, name: ast.Name) -> Any:
+    if name.id not in INITIALIZERS:
+        return body.ev.error("E320", f"no initialiser is named `{name.id}`", name.span,
+                             help=did_you_mean(name.id, INITIALIZERS) or
+                             f"initialisers: {', '.join(INITIALIZERS)}")
+    args = [body.ev.eval(arg) for arg in expr.args]
+    defaults = _defaults(name.id)
+    args += list(defaults.values())[len(args):]
+    for word in expr.kwargs:
+        if word.name.id not in defaults:
+            return body.ev.error("E320", f"`{name.id}` has no setting `{word.name.id}`",
+                                 word.name.span, help=did_you_mean(word.name.id, defaults) or
+                                 f"its settings: {', '.join(defaults) or 'none'}")
+        args[list(defaults).index(word.name.id)] = body.ev.eval(word.value)
+    if any(arg is BROKEN for arg in args):
+        return BROKEN
+    try:
+        check_initializer(name.id, args)
+    except OpError as error:
+        return body.ev.error("E320", error.message, expr.span, help=error.help)
+    return Initial(name.id, tuple(args))
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """An initialiser's settings and their defaults."""
+    function = INITIALIZERS[name]
+    code, values = function.__code__, function.__defaults__ or ()
+    names = code.co_varnames[2:code.co_argcount]
+    padded = (None,) * (len(names) - len(values)) + tuple(values)
+    return dict(zip(names, padded, strict=True))
+
+
+def _make_param(body: _Body, statement: ast.Param | ast.Buffer, initial: Initial) -> Any:
+    annotation = statement.annotation
+    if not isinstance(annotation, ast.TensorType):
+        return body.ev.error("E314", f"`{statement.name.id}` needs a shape", statement.span,
+                             help=f"write `param {statement.name.id}: [in, out] = glorot()`")
+    sizes = []
+    for dim in annotation.dims:
+        if isinstance(dim.value, ast.Dots):
+            return body.ev.error("E314", "a parameter cannot have `...` axes", dim.span)
+        sizes.append(body.ev.size(dim.value))
+    if any(size is BROKEN for size in sizes):
+        return BROKEN
+    unknown = [size for size in sizes if isinstance(size, Expression)]
+    if unknown:
+        return body.ev.error("E321", f"the shape of parameter `{statement.name.id}` depends on "
+                             f"`{unknown[0]}`, which is not known when compiled", annotation.span,
+                             help="give the size a number in the model's input")
+    return body.ctx.parameter(_key(body, statement.name.id), tuple(sizes),
+                              annotation.dtype or "f32", initial,
+                              isinstance(statement, ast.Param), statement.span, body.instance)
+
+
+def _state(body: _Body, statement: ast.State | ast.Memory) -> None:
+    body.broken = True
+    body.ev.error("E902", "recurrent cells are not supported yet", statement.span)
+
+
+def _shared(body: _Body, statement: ast.Shared) -> None:
+    name = statement.name
+    path = _key(body, name.id)
+    layer = Layer(statement.value, Scope(body.instance.scope), body.instance, path, True,
+                  statement.span)
+    _assign_name(body, name, layer, "local")
+
+
+def _tie(body: _Body, statement: ast.Tie) -> None:
+    left, right = (_key(body, ".".join(side.parts)) for side in (statement.left, statement.right))
+    body.ctx.ties[left] = (right, statement.span)
+
+
+def _assert(body: _Body, statement: ast.Assert) -> None:
+    value = body.ev.ctx.quiet_truth(body.ev, statement.condition)
+    if value is not False:
+        return
+    text = statement.message.value if statement.message else "the assertion does not hold"
+    notes = [Note(origin.text, origin.span)
+             for origin in _facts(body.ev, statement.condition)]
+    body.broken = True
+    body.ctx.error("E413", text, statement.condition.span, body.instance, notes=notes)
+
+
+def _facts(ev: Evaluator, expr: Any) -> list[Any]:
+    """What the names in a condition stand for."""
+    found, todo, seen = [], [expr], set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Name) and node.id not in seen:
+            seen.add(node.id)
+            origin = ev.describe_name(node.id, None)
+            found += [origin] if origin else []
+        elif ast.is_node(node):
+            todo += ast.parts(node)
+        elif isinstance(node, tuple):
+            todo += node
+    return sorted(found, key=lambda origin: origin.text)
+
+
+def _assign(body: _Body, statement: ast.Assign) -> None:
+    value = body.ev.eval(statement.value)
+    if len(statement.targets) > 1:
+        _unpack(body, statement, value)
+        return
+    name = statement.targets[0]
+    if isinstance(statement.annotation, ast.TensorType):
+        value = _annotated(body, statement.annotation, value, f"`{name.id}`", statement.value.span)
+    if name.id in body.buffers:
+        _update(body, name, value)
+        return
+    _assign_name(body, name, value, "local", statement.value)
+
+
+def _annotated(body: _Body, annotation: ast.Type | None, value: Any, what: str, span: Span) -> Any:
+    if value is BROKEN or not isinstance(annotation, ast.TensorType):
+        return value
+    if not isinstance(value, Tensor):
+        return body.ev.error("E309", f"{what} is {describe(value)}, its annotation says a tensor",
+                             span)
+    return shapes.match(body.ev, annotation, value, what, span)
+
+
+def _unpack(body: _Body, statement: ast.Assign, value: Any) -> None:
+    values = list(value.outputs.values()) if isinstance(value, Result) else value
+    count = len(statement.targets)
+    if value is not BROKEN and (not isinstance(values, (tuple, list)) or len(values) != count):
+        got = f"{len(values)} values" if isinstance(values, (tuple, list)) else describe(value)
+        value = body.ev.error("E407", f"{count} names on the left, {got} on the right",
+                              statement.span)
+    for index, name in enumerate(statement.targets):
+        _assign_name(body, name, BROKEN if value is BROKEN else values[index], "local")
+
+
+def _update(body: _Body, name: ast.Name, value: Any) -> None:
+    """An assignment to a buffer is its new value, kept after a training step."""
+    key, old = body.buffers[name.id]
+    if isinstance(value, Tensor):
+        if value.type != old.type:
+            body.ev.error("E311", f"`{name.id}` is {old.type}, its new value {value.type}",
+                          name.span)
+        elif body.ctx.training:
+            body.ctx.updates[key] = value
+    body.instance.scope.names[name.id] = Binding(value, name.span, "local")
+
+
+def _assign_name(body: _Body, name: ast.Name, value: Any, kind: str,
+                 expression: ast.Expr | None = None) -> None:
+    """Bind a name once; a second binding is an error."""
+    known = body.instance.scope.names.get(name.id)
+    if known is not None and known.kind != "dim" and known.span is not None:
+        body.ev.error("E302", f"`{name.id}` is already defined", name.span,
+                      notes=[Note("first defined here", known.span)],
+                      help="choose another name: names are bound once")
+        return
+    if value is BROKEN:
+        body.broken = True
+    body.instance.scope.names[name.id] = Binding(value, name.span, kind, expression,
+                                                 body.instance.scope)
+
+
+def _output(body: _Body, statement: ast.Output) -> None:
+    for item in statement.items:
+        value = body.ev.eval(item.value if item.value is not None else item.name)
+        value = _annotated(body, item.annotation, value, f"`{item.name.id}`",
+                           (item.value or item.name).span)
+        if value is not BROKEN and not isinstance(value, Tensor):
+            value = body.ev.error("E309", f"the output `{item.name.id}` is {describe(value)}, "
+                                  "not a tensor", (item.value or item.name).span)
+        if value is BROKEN:
+            body.broken = True
+        if item.name.id in body.outputs:
+            body.ev.error("E302", f"the output `{item.name.id}` is given twice", item.name.span)
+        body.outputs[item.name.id] = value
+        if item.value is not None:
+            _assign_name(body, item.name, value, "output", item.value)
+
+
+_STATEMENTS: dict[type, Callable[[_Body, Any], None]] = {
+    ast.Input: _input, ast.Param: _param, ast.Buffer: _param, ast.State: _state,
+    ast.Memory: _state, ast.Shared: _shared, ast.Tie: _tie, ast.Assert: _assert,
+    ast.Assign: _assign, ast.Output: _output,
+}
+
+
+def build_model(ctx: Context, definition: Definition, call: ast.Call | None) -> tuple[Any, Instance]:
+    """The model itself: its outputs as a Result (or BROKEN), and its instance."""
+    ctx.instantiate = instantiate
+    span = definition.node.name.span if call is None else call.span
+    instance = Instance(definition, Scope(definition.scope), "", None, span,
+                        segments(definition.node.body))
+    outside = Evaluator(ctx, instance, definition.scope)
+    if not bind_arguments(outside, instance, call, span):
+        return BROKEN, instance
+    result = _run_body(ctx, instance, [], span)
+    for key, (_, place) in ctx.ties.items():
+        if key not in ctx.used_ties and result is not BROKEN:
+            ctx.error("E414", f"`tie`: no parameter is named `{key}`", place, instance,
+                      help=did_you_mean(key, ctx.params))
+    return result, instance
