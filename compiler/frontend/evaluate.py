@@ -343,6 +343,9 @@ class Evaluator:
 
     def describe_name(self, name: str, called: Span | None) -> Origin | None:
         """Where a compile-time name's value comes from, seen from the outermost caller's side."""
+        binding = self.scope.find(name)
+        if binding is not None and binding.kind == "dim" and self.instance.definition.library:
+            return binding.origin
         return describe_binding(self.scope, name)
 
     # --- calls ----------------------------------------------------------------------------------
@@ -685,8 +688,9 @@ def describe_binding(scope: Scope, name: str) -> Origin | None:
         return Origin(shown, binding.expression.span, None, text)
     if binding.kind == "dim":
         symbolic = str(binding.value) == name
-        return Origin(f"`{name}`" + ("" if symbolic else f" = {binding.value}"), binding.span,
-                      binding.called, name)
+        text = f"`{name}`" + ("" if symbolic else f" = {binding.value}")
+        text += f", from {binding.source}" if binding.source else ""
+        return Origin(text, binding.span, binding.called, name)
     text = binding.expression.span.text if binding.expression is not None else ""
     steps = f" = {text}" if text and text != str(binding.value) else ""
     return Origin(f"`{name}`{steps} = {binding.value}", binding.span, None, name)

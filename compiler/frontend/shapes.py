@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
@@ -100,13 +101,15 @@ def match(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span: 
             return ev.error("E902", "sizes that differ per example (`~`) are not supported yet",
                             dim.span, help="use a plain symbol and pad the batch")
         actual = tensor.shape[axis]
-        expected = _solve(ev, dim, actual, called)
+        bound = Binding(actual, dim.span, "dim", called=called, source=what if called else "",
+                        origin=origins[axis])
+        expected = _solve(ev, dim, bound)
         if expected is BROKEN:
             return BROKEN
         if expected != actual:
             _mismatch(ev, annotation, tensor, what, span, axis, dim, expected)
             wrong = True
-        if called is None or origins[axis] is None:
+        if not (called and ev.instance.definition.library):
             origins[axis] = _origin(ev, dim, actual, called)
     return BROKEN if wrong else Tensor(tensor.value, tensor.type, tuple(origins))
 
@@ -131,8 +134,9 @@ def _align(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span:
     return [*enumerate(before), *enumerate(after, start=rank - len(after))]
 
 
-def _solve(ev: Any, dim: ast.Dim, actual: Dim, called: Span | None) -> Any:
-    """The size that an annotation's dim stands for; an unbound symbol becomes `actual`."""
+def _solve(ev: Any, dim: ast.Dim, bound: Binding) -> Any:
+    """The size that an annotation's dim stands for; an unbound symbol is bound."""
+    actual = bound.value
     unbound = _unbound(dim.value, ev.scope)
     if not unbound:
         return ev.size(dim.value)
@@ -140,14 +144,14 @@ def _solve(ev: Any, dim: ast.Dim, actual: Dim, called: Span | None) -> Any:
     if len(set(unbound)) > 1 or not is_symbol_name(name):
         return ev.eval(dim.value)  # reports the unknown name
     if isinstance(dim.value, ast.Name):
-        ev.home.names[name] = Binding(actual, dim.span, "dim", called=called)
+        ev.home.names[name] = bound
         return actual
     solution = _solve_linear(ev, dim.value, name, actual)
     if solution is None:
         return ev.error("E315", f"`{dim.span.text}` = {actual} has no whole solution for `{name}`",
                         dim.span, help="annotate the symbol alone on another axis, or change "
                         "the size")
-    ev.home.names[name] = Binding(solution, dim.span, "dim", called=called)
+    ev.home.names[name] = replace(bound, value=solution, origin=None)
     return actual
 
 
@@ -180,7 +184,7 @@ def _unbound(expr: Any, scope: Scope) -> list[str]:
 def _origin(ev: Any, dim: ast.Dim, actual: Dim, called: Span | None) -> Origin | None:
     if isinstance(dim.value, ast.Name):
         found = ev.describe_name(dim.value.id, called)
-        if found is not None:
+        if found is not None or ev.instance.definition.library:
             return found
     if isinstance(dim.value, ast.Number):
         return None

@@ -116,6 +116,8 @@ class Binding:
     expression: ast.Expr | None = None
     scope: Scope | None = None  # where `expression` was evaluated
     called: Span | None = None  # for an argument or dim: the call
+    source: str = ""  # for a dim: the tensor that it was read off
+    origin: Origin | None = None  # for a dim of a library layer: where the caller has it from
 
 
 @dataclass(slots=True)
