@@ -1,0 +1,90 @@
+"""Batches of a dataset, prepared ahead by a background thread, in an order that never varies."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from lamina.runtime.data.dataset import Dataset
+
+DEPTH = 4  # batches prepared ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`arrays` by field; `position` counts batches in the epoch from 0, `size` examples."""
+
+    epoch: int
+    position: int
+    size: int
+    arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """A dataset cut into batches of `size` examples.
+
+    `drop_last` leaves out the last short batch (training does; another order leaves out others in
+    each epoch), unless it is the only one.
+    """
+
+    dataset: Dataset
+    size: int
+    drop_last: bool = False
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.size)
+        return whole if whole and (self.drop_last or not rest) else whole + 1
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from position `start`: the same however they are reached."""
+        order = self.dataset.order(epoch)
+        for position in range(start, len(self)):
+            indices = order[position * self.size : (position + 1) * self.size]
+            arrays = self.dataset.fetch(indices, epoch)
+            yield Batch(epoch, position, len(indices), arrays)
+
+
+@contextmanager
+def prefetch(batches: Iterator[Batch], depth: int = DEPTH) -> Iterator[Iterator[Batch]]:
+    """The same batches, prepared by a thread that is at most `depth` ahead.
+
+    What the thread raises is raised where the batch would have come; leaving the block ends it.
+    """
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(batches, ready, stop), daemon=True)
+    thread.start()
+    try:
+        yield _drain(ready)
+    finally:
+        stop.set()
+        while thread.is_alive():
+            try:
+                ready.get(timeout=0.01)  # makes room, so that a waiting thread sees `stop`
+            except queue.Empty:
+                continue
+        thread.join()
+
+
+def _fill(batches: Iterator[Batch], ready: queue.Queue, stop: threading.Event) -> None:
+    try:
+        for batch in batches:
+            if stop.is_set():
+                return
+            ready.put(batch)
+        ready.put(None)
+    except BaseException as error:  # the consumer raises it
+        ready.put(error)
+
+
+def _drain(ready: queue.Queue) -> Iterator[Batch]:
+    while (item := ready.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item

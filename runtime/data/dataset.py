@@ -1,0 +1,242 @@
+"""A source with its transforms, and how its fields meet a program's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.sources import SOURCES, Source
+from lamina.runtime.data.stage import Stage, call
+from lamina.runtime.data.transforms import (
+    TRANSFORMS,
+    Draw,
+    Transform,
+    as_float,
+    shuffled_order,
+)
+from lamina.runtime.errors import did_you_mean, show
+
+MAX_STAGES = 100
+_FIELDS = ("image", "label")
+_DTYPES = {"f32": np.float32, "i32": np.int32}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A program's data input and the field that feeds it.
+
+    `shape` has the batch first; a name stands for any size (the same one wherever it occurs).
+    `limit`: values must lie in 0 to limit - 1 (labels, token numbers); 0 means not checked.
+    `field`: the data's field; when empty, the one of the input's name, else the one at its place.
+    """
+
+    key: str
+    dtype: str = "f32"
+    shape: tuple[int | str, ...] = ()
+    limit: int = 0
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples after their transforms, which work on the first field."""
+
+    source: Source
+    transforms: tuple[Transform, ...] = ()
+    shuffled: bool = False
+    seed: int = 0
+    lines: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of what `fetch` gives, in order."""
+        return self.source.fields
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, or nothing."""
+        return self.source.classes
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The examples' indices in the order of this epoch, int64 [length]."""
+        if self.shuffled:
+            return shuffled_order(len(self), self.seed, epoch)
+        return np.arange(len(self))
+
+    def fetch(self, indices: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
+        """Examples by field, float32 or int32 with the batch first.
+
+        A pure function of (seed, epoch, indices). Raises DataError E604 and E609 naming the file.
+        """
+        fields = self.source.read(indices)
+        first = self.fields[0]
+        values = _even(fields[first])
+        for place, transform in enumerate(self.transforms):
+            draw = Draw(self.seed, epoch, place, indices)
+            values = self._apply(place, transform, values, draw)
+        if not isinstance(values, np.ndarray):
+            raise self._ragged(values, indices)
+        out = {**fields, first: np.ascontiguousarray(values)}
+        return {key: _number(value) for key, value in out.items()}
+
+    def _apply(self, place: int, transform: Transform, values, draw: Draw):
+        at = None
+        try:
+            if isinstance(values, np.ndarray):
+                return transform(values, draw)
+            parts = []
+            for at, value in enumerate(values):
+                parts.append(transform(value[None], draw.only(at))[0])
+            return _even(parts)
+        except DataError as error:
+            error.line = error.line or (self.lines[place] if self.lines else 0)
+            if at is None:
+                raise
+            name = self.source.name(int(draw.indices[at]))
+            raise DataError(error.code, f"{name}: {error.message}", error.help,
+                            error.line) from None
+
+    def _ragged(self, values: list[np.ndarray], indices: np.ndarray) -> DataError:
+        other = next(i for i, v in enumerate(values) if v.shape != values[0].shape)
+        one, two = (
+            f"{self.source.name(int(indices[i]))} has {values[i].shape[-2]} x {values[i].shape[-1]}"
+            for i in (0, other)
+        )
+        return DataError("E609", f"pictures of a batch differ in size: {one} pixels, {two}",
+                         "add center_crop(size), random_crop(size) or resize(size)")
+
+
+def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0) -> Dataset:
+    """The dataset that a pipeline describes; relative paths start at `folder`.
+
+    Raises DataError (E601 to E613) naming the file or the call.
+    """
+    check_stages(stages)
+    rest = [stage for stage in stages[1:] if stage.name != "shuffle"]
+    source = call(stages[0], SOURCES[stages[0].name], folder=Path(folder))
+    transforms = tuple(call(stage, TRANSFORMS[stage.name]) for stage in rest)
+    shuffled = len(rest) < len(stages) - 1
+    return Dataset(source, transforms, shuffled, seed, tuple(stage.line for stage in rest))
+
+
+def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The fields of a pipeline, without opening a file; raises DataError for a wrong call."""
+    if not stages:
+        raise DataError("E613", "the data pipeline is empty", "start it with a source, as "
+                        + did_you_mean("", SOURCES).removeprefix("there are: "))
+    if len(stages) > MAX_STAGES:
+        raise DataError("E613", f"a data pipeline has at most {MAX_STAGES} calls")
+    first = stages[0]
+    if first.name not in SOURCES:
+        _not_a_source(first)
+    for stage in stages[1:]:
+        _check_transform(stage)
+    if first.name == "arrays":
+        return tuple(key for key, _ in first.kwargs if key != "file")
+    return _FIELDS
+
+
+def _check_transform(stage: Stage) -> None:
+    if stage.name == "shuffle":
+        call(stage, lambda: None)
+    elif stage.name in TRANSFORMS:
+        call(stage, TRANSFORMS[stage.name])
+    elif stage.name in SOURCES:
+        raise DataError("E613", f"`{stage.name}` is a source: it comes first", "", stage.line)
+    else:
+        raise DataError("E607", f"there is no transform `{show(stage.name)}`",
+                        did_you_mean(stage.name, [*TRANSFORMS, "shuffle"]), stage.line)
+
+
+def _not_a_source(stage: Stage) -> None:
+    if stage.name in TRANSFORMS or stage.name == "shuffle":
+        raise DataError("E613", f"`{stage.name}` is a transform: a source comes before it",
+                        did_you_mean("", SOURCES), stage.line)
+    raise DataError("E606", f"there is no data source `{show(stage.name)}`",
+                    did_you_mean(stage.name, SOURCES), stage.line)
+
+
+def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, type], ...]:
+    """(field, input, NumPy type) for each input, after checking that the data fits.
+
+    Looks at one example and, for a `limit`, at all labels. Raises DataError E609 (size), E610
+    (label out of range), E611 (missing field or wrong type).
+    """
+    plan = tuple(
+        (_field_of(dataset, entry, place), entry.key, _DTYPES[entry.dtype])
+        for place, entry in enumerate(inputs)
+    )
+    example = dataset.fetch(np.array([0]))
+    symbols: dict[str, int] = {}
+    for (name, _, kind), entry in zip(plan, inputs, strict=True):
+        value = example[name]
+        if kind is np.int32 and value.dtype != np.int32:
+            raise DataError("E611", f"the model's input `{show(entry.key)}` takes whole numbers; "
+                            f"the data's field `{show(name)}` holds real ones")
+        _check_shape(name, value.shape, entry, symbols)
+        if entry.limit:
+            _check_limit(dataset, name, entry)
+    return plan
+
+
+def _field_of(dataset: Dataset, entry: Input, place: int) -> str:
+    fields = dataset.fields
+    wanted = entry.field or (entry.key if entry.key in fields else "")
+    if wanted and wanted in fields:
+        return wanted
+    if not wanted and place < len(fields):
+        return fields[place]
+    listed = ", ".join(f"`{show(field)}`" for field in fields)
+    raise DataError("E611", f"no field of the data feeds the model's input `{show(entry.key)}`",
+                    f"the data has {listed}")
+
+
+def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int]) -> None:
+    wanted = entry.shape[1:]
+    fits = not entry.shape or len(wanted) == len(shape) - 1
+    for size, actual in zip(wanted, shape[1:], strict=False):
+        expected = size if isinstance(size, int) else symbols.setdefault(size, actual)
+        fits = fits and expected == actual
+    if fits:
+        return
+    found = " x ".join(map(str, shape[1:])) or "a single number"
+    asked = " x ".join(map(str, wanted)) or "a single number"
+    pictures = len(wanted) == 3
+    help = "resize(...), pad(...) or a crop in the data pipeline changes the size" * pictures
+    raise DataError("E609", f"the model's input `{show(entry.key)}` takes {asked}; the data's "
+                    f"field `{show(name)}` has {found}" + " (channels, height, width)" * pictures,
+                    help)
+
+
+def _check_limit(dataset: Dataset, name: str, entry: Input) -> None:
+    values = dataset.source.column(name)
+    wrong = np.flatnonzero(((values < 0) | (values >= entry.limit)).reshape(len(values), -1)
+                           .any(axis=1))
+    if wrong.size:
+        first = int(wrong[0])
+        value = values[first].reshape(-1)
+        value = value[(value < 0) | (value >= entry.limit)][0]
+        raise DataError(
+            "E610",
+            f"{dataset.source.name(first)}: `{show(name)}` is {value}; the model takes 0 to "
+            f"{entry.limit - 1} ({wrong.size:,} of {len(values):,} examples are out of range)",
+            f"give the model {int(values.max()) + 1} classes, or correct the data"
+            if values.min() >= 0 else "correct the data: numbers start at 0",
+        )
+
+
+def _even(values: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """One array where all examples have the same shape."""
+    if isinstance(values, list) and len({value.shape for value in values}) == 1:
+        return np.stack(values)
+    return values
+
+
+def _number(value: np.ndarray) -> np.ndarray:
+    return value if value.dtype in (np.int32, np.float32) else as_float(value)

@@ -1,0 +1,198 @@
+"""Folders of pictures: one sub-folder per class. Needs the extra `lamina[images]` (Pillow)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.idx import missing
+from lamina.runtime.errors import reason, show
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")  # none that runs a program
+MAX_PIXELS = 64_000_000
+KEEP_BYTES = 1 << 30  # decoded pictures kept in memory
+
+
+@dataclass(slots=True)
+class Memory:
+    """Decoded pictures kept up to a budget of bytes; safe for threads."""
+
+    budget: int = KEEP_BYTES
+    held: dict[int, np.ndarray] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self, index: int, picture: np.ndarray) -> None:
+        """Keep a picture if the budget allows."""
+        with self.lock:
+            if index not in self.held and picture.nbytes <= self.budget:
+                self.held[index] = picture
+                self.budget -= picture.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Picture files with their classes, read when asked for. `skipped` names damaged files."""
+
+    files: tuple[Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    size: int | tuple[int, int] | None
+    channels: int = 3
+    skipped: tuple[str, ...] = ()
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of what `read` gives."""
+        return ("image", "label")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """The file of an example."""
+        return show(self.files[index])
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """Pictures [C, H, W] as uint8 (a list: sizes may differ) and labels int32 [N]."""
+        return {"image": [self._picture(int(i)) for i in indices], "label": self.labels[indices]}
+
+    def column(self, field: str) -> np.ndarray:
+        """The labels of all pictures, int32 [length]; pictures themselves are no column."""
+        if field != "label":
+            raise DataError("E611", "pictures cannot feed an input of whole numbers")
+        return self.labels
+
+    def _picture(self, index: int) -> np.ndarray:
+        held = self.memory.held.get(index)
+        if held is None:
+            held = decode(self.files[index], self.size, self.channels)
+            self.memory.keep(index, held)
+        return held
+
+
+def open_pictures(
+    folder: Path, size: int | tuple[int, int] | None, channels: int, skip_corrupt: bool
+) -> Pictures:
+    """The pictures below `folder`, classes and files in the order of their names.
+
+    `skip_corrupt` decodes every picture now and leaves damaged ones out. Raises DataError: E601 no
+    such folder, E602 unreadable, E605 no class, an empty class or nothing left, E612 no Pillow.
+    """
+    _pillow()
+    classes = _classes(folder)
+    found = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
+    pictures = Pictures(
+        tuple(path for path, _ in found),
+        np.array([label for _, label in found], np.int32), classes, size, channels,
+    )
+    return _sound(folder, pictures) if skip_corrupt else pictures
+
+
+def decode(path: Path, size: int | tuple[int, int] | None, channels: int) -> np.ndarray:
+    """A picture as uint8 [C, H, W], C = 3 (RGB) or 1 (grey).
+
+    `size`: a number resizes the shorter side to it, a pair (height, width) resizes to exactly
+    that. Raises DataError E602 (unreadable), E604 (damaged, too large, 16 bits per channel).
+    """
+    image_module = _pillow()
+    try:
+        with open(path, "rb") as file, image_module.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            if image.mode[0] in "IF":
+                raise ValueError("more than 8 bits per channel are not supported")
+            if image.mode in ("P", "PA"):
+                image = image.convert("RGBA")
+            image = image.convert("RGB" if channels == 3 else "L")
+            if size is not None:
+                target = _target(size, image.width, image.height)
+                image = image.resize(target, image_module.Resampling.BILINEAR)
+            array = np.asarray(image)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise DataError("E602", f"cannot read {show(path)}: {reason(error)}") from None
+    except Exception as error:  # Pillow's decoders raise whatever comes to hand
+        raise DataError(
+            "E604",
+            f"{show(path)} is not a sound picture ({show(error) or type(error).__name__})",
+            "remove or replace the file, or write skip_corrupt=true to leave such files out",
+        ) from None
+    planes = array[None] if channels == 1 else array.transpose(2, 0, 1)
+    return np.ascontiguousarray(planes)
+
+
+def _target(size: int | tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Width and height after resizing."""
+    if isinstance(size, tuple):
+        return size[1], size[0]
+    short = min(width, height)
+    wide, high = round(width * size / short), round(height * size / short)
+    if wide * high > MAX_PIXELS:
+        raise ValueError(f"resized to {wide} x {high} pixels it is too large")
+    return wide, high
+
+
+def _sound(folder: Path, pictures: Pictures) -> Pictures:
+    """Without the damaged pictures."""
+    good, skipped = [], []
+    for index in range(len(pictures)):
+        try:
+            pictures.read(np.array([index]))
+            good.append(index)
+        except DataError as error:
+            if error.code != "E604":
+                raise
+            skipped.append(pictures.name(index))
+    if not good:
+        raise DataError("E605", f"every picture in {show(folder)} is damaged")
+    held = pictures.memory.held
+    memory = Memory(pictures.memory.budget, {k: held[i] for k, i in enumerate(good) if i in held})
+    return Pictures(
+        tuple(pictures.files[i] for i in good), pictures.labels[good], pictures.classes,
+        pictures.size, pictures.channels, tuple(skipped), memory,
+    )
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(folder, "folder") from None
+    except OSError as error:
+        raise DataError("E602", f"cannot read {show(folder)}: {reason(error)}") from None
+    if not names:
+        raise DataError(
+            "E605", f"{show(folder)} has no sub-folder",
+            "put the pictures of each class into a sub-folder that bears the class's name",
+        )
+    return tuple(sorted(names))
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError("E602", f"cannot read {show(folder)}: {reason(error)}") from None
+    files = [folder / n for n in names if n.lower().endswith(ENDINGS) and not n.startswith(".")]
+    if not files:
+        raise DataError(
+            "E605", f"the class folder {show(folder)} holds no picture",
+            f"pictures end in {', '.join(ENDINGS)}; remove the folder if there is no such class",
+        )
+    return files
+
+
+def _pillow():
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError(
+            "E612", "reading pictures needs Pillow", 'install it with: pip install "lamina[images]"'
+        ) from None
+    return Image

@@ -1,0 +1,197 @@
+"""Where examples come from: the calls that may start a data pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.idx import missing, read_idx
+from lamina.runtime.data.npz import read_npz
+from lamina.runtime.data.pictures import open_pictures
+from lamina.runtime.data.stage import bad, height_width, text, truth, whole
+from lamina.runtime.errors import show
+
+DIGITS = tuple("0123456789")
+FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+           "ankle boot")
+_MNIST = Path(__file__).parent / "mnist"
+
+
+class Source(Protocol):
+    """Examples by index. Pictures are uint8 or float32 [N, C, H, W], labels int32 [N]."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of what `read` gives, in order."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, or nothing."""
+        ...
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Damaged files that were left out."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Where an example lies, for messages."""
+        ...
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """Examples by field; a list where sizes differ."""
+        ...
+
+    def column(self, field: str) -> np.ndarray:
+        """A field of whole numbers for all examples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """Examples that lie in memory: one array per field, of equal length."""
+
+    arrays: Mapping[str, np.ndarray]
+    classes: tuple[str, ...] = ()
+    place: str = ""
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the arrays."""
+        return tuple(self.arrays)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def name(self, index: int) -> str:
+        """Where an example lies."""
+        return f"example {index} of {self.place}"
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """Copies of the rows."""
+        return {key: array[indices] for key, array in self.arrays.items()}
+
+    def column(self, field: str) -> np.ndarray:
+        """The whole array of a field."""
+        return self.arrays[field]
+
+
+def mnist(part: str) -> Source:
+    """The shipped digits, part "train" (8,500) or "test" (1,500): image [1, 28, 28], label."""
+    if part not in ("train", "test"):
+        raise bad("part", '"train" or "test"', part)
+    return _labelled(_MNIST / f"{part}-images.idx.gz", _MNIST / f"{part}-labels.idx.gz", DIGITS)
+
+
+def fashion_mnist(folder: str, part: str = "train", _folder: Path = Path()) -> Source:
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from the folder that holds its four files."""
+    if part not in ("train", "test"):
+        raise bad("part", '"train" or "test"', part)
+    base, prefix = _folder / text("folder", folder), "train" if part == "train" else "t10k"
+    if not base.is_dir():
+        raise missing(base, "folder")
+    images, labels = (
+        _either(base / f"{prefix}-{rest}-ubyte") for rest in ("images-idx3", "labels-idx1")
+    )
+    return _labelled(images, labels, FASHION)
+
+
+def idx(images: str, labels: str, _folder: Path = Path()) -> Source:
+    """Pictures and labels from two IDX files (plain or gzip'd)."""
+    return _labelled(_folder / text("images", images), _folder / text("labels", labels), ())
+
+
+def arrays(file: str, _folder: Path = Path(), **fields: str) -> Source:
+    """Arrays of an .npz file: `arrays("digits.npz", image="x", label="y")`.
+
+    uint8 arrays [N, H, W] or [N, C, H, W] are pictures; other whole numbers become int32 and
+    real ones float32.
+    """
+    if not fields:
+        raise bad("arrays", 'given at least one field, as in image="x"', "none")
+    path = _folder / text("file", file)
+    read = read_npz(path, {key: text(key, value) for key, value in fields.items()})
+    return _in_memory({key: _plain(path, key, array) for key, array in read.items()}, (), path)
+
+
+def images(
+    folder: str,
+    size: int | list[int] | None = None,
+    channels: int = 3,
+    skip_corrupt: bool = False,
+    _folder: Path = Path(),
+) -> Source:
+    """Pictures in one sub-folder per class. Needs `lamina[images]`.
+
+    `size`: a number resizes the shorter side to it, a list [height, width] to exactly that.
+    """
+    exact = size if size is None or isinstance(size, int) else height_width("size", size)
+    if exact is not None and not isinstance(exact, tuple):
+        exact = whole("size", exact, 1, 16384)
+    if channels not in (1, 3) or isinstance(channels, bool):
+        raise bad("channels", "1 (grey) or 3 (RGB)", channels)
+    skip = truth("skip_corrupt", skip_corrupt)
+    return open_pictures(_folder / text("folder", folder), exact, channels, skip)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "idx": idx,
+    "arrays": arrays,
+    "images": images,
+}
+
+
+def _either(path: Path) -> Path:
+    """The gzip'd file where it is there, else the plain one."""
+    packed = path.with_name(path.name + ".gz")
+    return packed if packed.exists() else path
+
+
+def _labelled(images_path: Path, labels_path: Path, classes: tuple[str, ...]) -> Source:
+    pixels, labels = read_idx(images_path), read_idx(labels_path)
+    if pixels.ndim not in (3, 4):
+        raise _wrong(images_path, f"pictures are [N, H, W], this is {list(pixels.shape)}")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise _wrong(labels_path, f"labels are whole numbers [N], this is {list(labels.shape)}")
+    if len(pixels) != len(labels):
+        raise _wrong(labels_path, f"{len(labels)} labels for {len(pixels)} pictures")
+    fields = {"image": _plain(images_path, "image", pixels),
+              "label": labels.astype(np.int32)}
+    return _in_memory(fields, classes, images_path)
+
+
+def _wrong(path: Path, why: str) -> DataError:
+    return DataError("E609", f"{show(path)}: {why}")
+
+
+def _in_memory(fields: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> Source:
+    lengths = {key: len(array) for key, array in fields.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"`{key}` {length}" for key, length in lengths.items())
+        raise _wrong(path, f"its arrays differ in length: {listed}")
+    if not next(iter(lengths.values())):
+        raise DataError("E605", f"{show(path)} holds no example")
+    return Arrays(fields, classes, show(path))
+
+
+def _plain(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    """As pictures [N, C, H, W], int32 or float32."""
+    if array.ndim == 0:
+        raise _wrong(path, f"`{key}` is a single number, not an array of examples")
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
+        return array[:, None] if array.ndim == 3 else array
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+        raise DataError("E610", f"{show(path)}: `{key}` has numbers that do not fit 32 bits")
+    return array.astype(np.int32)

@@ -1,0 +1,239 @@
+"""Transforms of pictures: pure functions of a batch [N, C, H, W] and of random draws.
+
+A draw depends on (seed, epoch, place in the pipeline, example) and on nothing else, so that
+threads, batches and a resumed run change no bit. Pixels stay uint8 (0 to 255) as long as no
+transform needs real numbers; they are then taken as 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.stage import bad, height_width, real, whole
+from lamina.runtime.random import philox_uniform
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of RGB in 0 to 1
+_STREAM = 0x6C616D696E61  # keeps these numbers apart from those of dropout with the same seed
+_DRAWS = 8  # numbers that one transform may draw for one example
+_PLACES = 4096  # transforms in one pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Random numbers of some examples at one place of a pipeline."""
+
+    seed: int
+    epoch: int
+    place: int
+    indices: np.ndarray
+
+    def uniform(self, count: int) -> np.ndarray:
+        """Numbers in [0, 1) as float32 [N, count], count <= 8."""
+        at = self.indices.astype(np.int64)[:, None] * _DRAWS + np.arange(count)
+        return philox_uniform(self.seed ^ _STREAM, self.epoch * _PLACES + self.place, at)
+
+    def whole(self, count: int, ends: int | np.ndarray) -> np.ndarray:
+        """Whole numbers in [0, ends) as int64 [N, count]."""
+        return (self.uniform(count).astype(np.float64) * ends).astype(np.int64)
+
+    def only(self, i: int) -> Draw:
+        """The draws of the i-th example alone."""
+        return replace(self, indices=self.indices[i : i + 1])
+
+
+Transform = Callable[[np.ndarray, Draw], np.ndarray]
+
+
+def shuffled_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(length), a function of (length, seed, epoch)."""
+    index = np.arange(length)
+    high, low = (philox_uniform(seed ^ _STREAM, -1 - epoch, index + k * length) for k in (0, 1))
+    return np.argsort(high.astype(np.float64) + low.astype(np.float64) * 2.0**-24, kind="stable")
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """float32; uint8 is scaled from 0..255 to 0..1."""
+    if images.dtype == np.uint8:
+        return np.multiply(images, np.float32(1 / 255), dtype=np.float32)
+    return images.astype(np.float32, copy=False)
+
+
+def pad(pixels: int) -> Transform:
+    """Add `pixels` zeros on each side."""
+    n = whole("pixels", pixels, 0, 4096)
+    return lambda images, draw: _padded("pad", images, n)
+
+
+def shift(pixels: int) -> Transform:
+    """Move the picture by up to `pixels` in both directions, at random; zeros come in."""
+    n = whole("pixels", pixels, 0, 4096)
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        corners = draw.whole(2, 2 * n + 1)
+        return _windows(_padded("shift", images, n), corners, images.shape[2:])
+
+    return apply
+
+
+def random_crop(size: int | list[int], padding: int = 0) -> Transform:
+    """A window of `size` at a random place, after adding `padding` zeros on each side."""
+    target, n = height_width("size", size), whole("padding", padding, 0, 4096)
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        padded = _padded("random_crop", images, n)
+        room = _room("random_crop", padded, target)
+        return _windows(padded, draw.whole(2, np.array(room) + 1), target)
+
+    return apply
+
+
+def center_crop(size: int | list[int]) -> Transform:
+    """The window of `size` in the middle."""
+    target = height_width("size", size)
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        top, left = (room // 2 for room in _room("center_crop", images, target))
+        return images[:, :, top : top + target[0], left : left + target[1]]
+
+    return apply
+
+
+def hflip(probability: float = 0.5) -> Transform:
+    """Mirror left and right, with this probability."""
+    share = real("probability", probability, 0, 1)
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        _require_pictures("hflip", images)
+        mirrored = draw.uniform(1)[:, 0] < share
+        out = images.copy()
+        out[mirrored] = images[mirrored][..., ::-1]
+        return out
+
+    return apply
+
+
+def scale(factor: float) -> Transform:
+    """Multiply by `factor` (pixels as 0 to 1)."""
+    by = np.float32(real("factor", factor))
+    return lambda images, draw: as_float(images) * by
+
+
+def normalize(mean: float | list[float] | str = 0.0, std: float | list[float] = 1.0) -> Transform:
+    """(x - mean) / std, per channel where lists are given; "imagenet" names its own numbers."""
+    if mean == "imagenet":
+        mean, std = (list(row) for row in IMAGENET)
+    means, stds = _numbers("mean", mean), _numbers("std", std, least=1e-12)
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        channels = images.shape[1] if images.ndim > 1 else 1
+        for name, values in (("mean", means), ("std", stds)):
+            if len(values) not in (1, channels):
+                raise DataError(
+                    "E608", f"`normalize` has {len(values)} numbers in `{name}`; "
+                    f"the pictures have {channels} channels",
+                )
+        unit = 255.0 if images.dtype == np.uint8 else 1.0
+        shape = (-1, *[1] * (images.ndim - 2))
+        factor = (1 / (unit * stds)).astype(np.float32).reshape(shape)
+        offset = (means / stds).astype(np.float32).reshape(shape)
+        out = np.multiply(images, factor, dtype=np.float32)
+        out -= offset
+        return out
+
+    return apply
+
+
+def resize(size: int | list[int]) -> Transform:
+    """Resize to `size` with a triangle filter, widened when shrinking so that nothing aliases."""
+    target = height_width("size", size)
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        _require_pictures("resize", images)
+        out = images.astype(np.float32)
+        out = _resampled(out, target[0]).swapaxes(2, 3)
+        out = np.ascontiguousarray(_resampled(out, target[1]).swapaxes(2, 3))
+        if images.dtype != np.uint8:
+            return out
+        return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+
+    return apply
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "pad": pad,
+    "shift": shift,
+    "random_crop": random_crop,
+    "center_crop": center_crop,
+    "hflip": hflip,
+    "scale": scale,
+    "normalize": normalize,
+    "resize": resize,
+}
+
+
+def _numbers(name: str, value: object, least: float = -1e30) -> np.ndarray:
+    rows = value if isinstance(value, list | tuple) else [value]
+    if not rows:
+        raise bad(name, "a number or a list of numbers", value)
+    return np.array([real(name, row, least) for row in rows], np.float64)
+
+
+def _require_pictures(name: str, images: np.ndarray) -> None:
+    if images.ndim != 4:
+        raise DataError(
+            "E609", f"`{name}` works on pictures [C, H, W]; these examples have shape "
+            f"{list(images.shape[1:])}",
+        )
+
+
+def _padded(name: str, images: np.ndarray, n: int) -> np.ndarray:
+    _require_pictures(name, images)
+    if n == 0:
+        return images
+    count, channels, height, width = images.shape
+    out = np.zeros((count, channels, height + 2 * n, width + 2 * n), images.dtype)
+    out[:, :, n:-n, n:-n] = images
+    return out
+
+
+def _room(name: str, images: np.ndarray, target: tuple[int, int]) -> tuple[int, int]:
+    """How far a window of size `target` can move down and right; E609 if it does not fit."""
+    _require_pictures(name, images)
+    room = images.shape[2] - target[0], images.shape[3] - target[1]
+    if min(room) < 0:
+        raise DataError(
+            "E609",
+            f"`{name}` wants {target[0]} x {target[1]} pixels of a picture that has "
+            f"{images.shape[2]} x {images.shape[3]}",
+            "resize to a larger size first, or crop less",
+        )
+    return room
+
+
+def _windows(images: np.ndarray, corners: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """From each picture the window of `size` whose upper left corner is given [N, 2]."""
+    views = np.lib.stride_tricks.sliding_window_view(images, tuple(size), axis=(2, 3))
+    return views[np.arange(len(images)), :, corners[:, 0], corners[:, 1]]
+
+
+def _resampled(images: np.ndarray, size: int) -> np.ndarray:
+    """Axis 2 resampled to `size`, tap by tap: the same bits however many threads there are."""
+    length = images.shape[2]
+    ratio = length / size
+    reach = max(ratio, 1.0)
+    centers = (np.arange(size) + 0.5) * ratio - 0.5
+    first = np.ceil(centers - reach).astype(np.int64)
+    taps = math.floor(2 * reach) + 1
+    at = first[:, None] + np.arange(taps)
+    weights = np.maximum(0.0, 1.0 - np.abs(at - centers[:, None]) / reach)
+    weights[(at < 0) | (at >= length)] = 0.0
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    at = np.clip(at, 0, length - 1)
+    out = images[:, :, at[:, 0]] * weights[:, 0, None]
+    for tap in range(1, taps):
+        out += images[:, :, at[:, tap]] * weights[:, tap, None]
+    return out
