@@ -123,3 +123,46 @@ def bound(value: Any, sizes: Mapping[str, int]) -> Any:
         missing = sorted(symbol.name for symbol in symbols_of(result))
         raise ValueError(f"the size of {', '.join(missing)} is not known")
     return result
+
+
+class Interpreter:
+    """Target "numpy": runs a graph with the interface of the CPU executor.
+
+    Outputs named `update:KEY` replace parameter KEY after a run.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self._params = {key: np.zeros(_known_shape(graph.type(value)),
+                                      NUMPY_TYPES[graph.type(value).dtype])
+                        for key, value in graph.params.items()}
+
+    def set_params(self, values: Mapping[str, np.ndarray]) -> None:
+        """Copy values into the parameters of these keys. Raises KeyError and ValueError."""
+        for key, value in values.items():
+            if key not in self._params:
+                raise KeyError(f"no parameter is named {key!r}")
+            if self._params[key].shape != np.shape(value):
+                raise ValueError(f"parameter {key!r} must have shape {self._params[key].shape}, "
+                                 f"not {np.shape(value)}")
+        for key, value in values.items():
+            self._params[key] = np.array(value, self._params[key].dtype)
+
+    def get_params(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters."""
+        return {key: value.copy() for key, value in self._params.items()}
+
+    def run(self, inputs: Mapping[str, Any], bindings: Mapping[str, int] | None = None
+            ) -> dict[str, np.ndarray]:
+        """Compute all outputs and apply updates. Raises ValueError for unfitting inputs."""
+        outputs = evaluate(self.graph, inputs, self._params, bindings)
+        for name in [name for name in outputs if name.startswith("update:")]:
+            self._params[name.removeprefix("update:")] = outputs.pop(name)
+        return outputs
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def _known_shape(type: TensorType) -> tuple[int, ...]:
+    return tuple(bound(type.shape, {}))

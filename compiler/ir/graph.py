@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx
 from lamina.compiler.errors import Span
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,21 +70,24 @@ class Graph:
         self.name = name
         self.outputs: tuple[tuple[str, Value], ...] = tuple(outputs)
         self.scopes = tuple(scopes)
-        self._net = networkx.MultiDiGraph()
-        for node in nodes:
-            self._net.add_node(node.id, node=node)
-            for index, value in enumerate(node.inputs):
-                self._net.add_edge(value.node, node.id, key=index, port=value.port)
-        networkx.freeze(self._net)
+        self.nodes: tuple[Node, ...] = tuple(nodes)
+        self._by_id = {node.id: node for node in self.nodes}
 
     @cached_property
-    def nodes(self) -> tuple[Node, ...]:
-        """All nodes, producers before consumers."""
-        return tuple(data["node"] for _, data in self._net.nodes(data=True))
+    def _net(self) -> networkx.MultiDiGraph:
+        # Imported on first use: a file is checked without it, and it takes 0.15 s to import.
+        import networkx
+
+        net = networkx.MultiDiGraph()
+        for node in self.nodes:
+            net.add_node(node.id, node=node)
+            for index, value in enumerate(node.inputs):
+                net.add_edge(value.node, node.id, key=index, port=value.port)
+        return networkx.freeze(net)
 
     def node(self, value: Value | int) -> Node:
         """The node of a value or id."""
-        return self._net.nodes[value.node if isinstance(value, Value) else value]["node"]
+        return self._by_id[value.node if isinstance(value, Value) else value]
 
     def type(self, value: Value) -> TensorType:
         """The type of a value."""
@@ -111,15 +116,9 @@ class Graph:
 
     def reachable(self, value: Value) -> set[int]:
         """Ids of all nodes that depend on `value`'s node."""
+        import networkx
+
         return networkx.descendants(self._net, value.node)
-
-    def ancestors(self, value: Value) -> set[int]:
-        """Ids of all nodes that `value`'s node depends on."""
-        return networkx.ancestors(self._net, value.node)
-
-    def is_acyclic(self) -> bool:
-        """Whether the graph has no cycle (always, when written by a Builder)."""
-        return networkx.is_directed_acyclic_graph(self._net)
 
     def __eq__(self, other: object) -> bool:
         return (isinstance(other, Graph) and self.name == other.name

@@ -157,7 +157,7 @@ class _Maker:
             kind, text = "position", f"{dtype}({{0}})"
         else:
             strides = row_major(shape)
-            kind, text = "draw", str(node.attributes["salt"] & 0x7FFFFFFF)
+            kind, text = "draw", str(node.attributes["salt"] & 0xFFFFFFFF)
         strides = (0,) * (len(self.space) - len(shape)) + strides
         wide = tuple(0 if n == 1 else s for n, s in zip(self.space, strides, strict=True))
         self.statements.append(Statement(name, kind, text, dtype, True, operands,

@@ -1,0 +1,121 @@
+"""Parameters and multiply-accumulates, per layer and in total."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamina.compiler.errors import Span
+from lamina.compiler.inspect.receptive_field import Field, receptive_fields
+from lamina.compiler.ir.graph import Graph, Node
+from lamina.compiler.ir.rewrite import rewrite
+from lamina.compiler.ir.types import Dim, TensorType, divide_exactly, product
+from lamina.compiler.transform.autodiff import expand
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One layer of the layer table. `macs` are per example; 1 MAC is 2 FLOPs.
+
+    A parameter that several layers share counts at the first of them.
+    """
+
+    path: str
+    op: str
+    out: TensorType
+    parameters: int
+    macs: Dim
+    field: Field | None
+    line: int
+    span: Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The layer table with its totals."""
+
+    model: str
+    layers: tuple[LayerRow, ...]
+    parameters: int
+    buffers: int
+    macs: Dim
+
+
+def summarize(graph: Graph) -> Summary:
+    """The layer table of a built model: its leaf layers in order, and exact totals."""
+    expanded = _expanded(graph)
+    fields = receptive_fields(expanded)
+    macs = _macs_by_path(expanded)
+    keys = {key: graph.node(value) for key, value in graph.params.items()}
+    taken: set[str] = set()
+    counted: set[str] = set()
+    rows = []
+    results = {scope.path: scope.result for scope in expanded.scopes}
+    seen: set[str] = set()
+    for scope in graph.scopes:
+        if not scope.leaf or scope.path in seen:
+            continue
+        seen.add(scope.path)
+        own = [key for key in keys if _inside(key, scope.path) and key not in taken]
+        taken.update(own)
+        inside = [path for path in macs if _inside(path, scope.path) and path not in counted]
+        counted.update(inside)
+        rows.append(LayerRow(
+            scope.path, scope.callee, graph.type(scope.result),
+            sum(_size(keys[key]) for key in own if _trains(keys[key])),
+            sum((macs[path] for path in inside), start=0), fields.get(results[scope.path]),
+            scope.span.line if scope.span else 0, scope.span))
+    trained = [node for node in keys.values() if _trains(node)]
+    return Summary(graph.name, tuple(rows), sum(map(_size, trained)),
+                   sum(_size(node) for node in keys.values() if not _trains(node)),
+                   sum(macs.values(), start=0))
+
+
+def _expanded(graph: Graph) -> Graph:
+    """Composites replaced by what they are made of."""
+    def rule(builder, node, inputs):
+        return expand(builder, node, inputs) if node.op.body else None
+
+    while (next_graph := rewrite(graph, rule)) is not graph:
+        graph = next_graph
+    return graph
+
+
+def _inside(path: str, layer: str) -> bool:
+    return path == layer or path.startswith(layer + ".")
+
+
+def _trains(node: Node) -> bool:
+    return node.attributes["trainable"]
+
+
+def _size(node: Node) -> int:
+    count = product(node.type.shape)
+    assert isinstance(count, int)
+    return count
+
+
+def _macs_by_path(graph: Graph) -> dict[str, Dim]:
+    """Multiply-accumulates per example by instance path."""
+    batch = batch_size(graph)
+    found: dict[str, Dim] = {}
+    for node in graph.nodes:
+        if node.op.macs is None:
+            continue
+        total = node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
+        each = divide_exactly(total, batch)
+        found[node.path] = found.get(node.path, 0) + (total if each is None else each)
+    return found
+
+
+def batch_size(graph: Graph) -> Dim:
+    """The leading size of the model's first input: the number of examples."""
+    for value in graph.inputs.values():
+        shape = graph.type(value).shape
+        if shape:
+            return shape[0]
+    return 1
+
+
+def count_text(value: Dim) -> str:
+    """A count with thousands separators; a formula as it is."""
+    return f"{value:,}" if isinstance(value, int) else str(value)

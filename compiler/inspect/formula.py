@@ -1,0 +1,49 @@
+"""The output-size formula of a layer with its numbers filled in."""
+
+from __future__ import annotations
+
+from lamina.compiler.ir.graph import Graph, Node
+from lamina.compiler.ir.types import shape_text
+from lamina.compiler.ops.conv import pair, padding_pairs
+
+AXES = ("height", "width")
+
+
+def explain_sizes(graph: Graph, path: str) -> list[str]:
+    """How the output size of the layer at `path` comes about, line by line.
+
+    Raises KeyError when there is no such layer.
+    """
+    scope = next((s for s in graph.scopes if s.path == path), None)
+    if scope is None:
+        raise KeyError(path)
+    lines = []
+    for node in graph.nodes:
+        if node.path == path and node.op.name in ("conv2d", "max_pool2d", "avg_pool2d"):
+            lines += _window_lines(graph, node)
+    if not lines:
+        operands = [node for node in graph.nodes if node.path == path and node.inputs]
+        for node in operands:
+            shapes = ", ".join(shape_text(graph.type(value).shape) for value in node.inputs)
+            lines.append(f"{node.op.name}: {shapes} -> {shape_text(node.type.shape)}")
+    result = shape_text(graph.type(scope.result).shape)
+    return [*lines, f"{path}: {scope.callee} gives {result}"]
+
+
+def _window_lines(graph: Graph, node: Node) -> list[str]:
+    attrs = node.attributes
+    size = graph.type(node.inputs[0]).shape[2:]
+    kernel = graph.type(node.inputs[1]).shape[2:] if node.op.name == "conv2d" else \
+        pair("", "kernel", attrs["kernel"])
+    stride = kernel if attrs["stride"] is None else pair("", "stride", attrs["stride"])
+    dilation = pair("", "dilation", attrs.get("dilation", 1))
+    lines = [f"{node.op.name}: (in - kernel + 2 padding) / stride + 1, rounded down"]
+    for axis, name in enumerate(AXES):
+        low, high = padding_pairs(attrs["padding"])[axis]
+        covered = dilation[axis] * (kernel[axis] - 1) + 1
+        border = f"2 * {low}" if low == high else f"({low} + {high})"
+        spread = f"  (kernel {kernel[axis]}, dilation {dilation[axis]})" \
+            if dilation[axis] > 1 else ""
+        lines.append(f"  {name}: ({size[axis]} - {covered} + {border}) / {stride[axis]} + 1 = "
+                     f"{node.type.shape[2 + axis]}{spread}")
+    return lines
