@@ -108,6 +108,11 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
     low.call(template.source, args, work, what)
 
 
+def _effort(macs: Dim) -> Size:
+    """Multiply-accumulates as elementary operations: a tile does 16 at a time."""
+    return ("//", to_size(macs), 16)
+
+
 def _epilogue_values(finish: Finish) -> Values:
     loads = {f"x{i}": view for i, view in enumerate(finish.loads)}
     return {**loads, **{f"y{i}": view for i, view in enumerate(finish.stores)}}
@@ -153,7 +158,7 @@ def _matmul(low: Lowering, finish: Finish) -> None:
     values = {"a": a, **where, "batch": batch, "M": rows, "N": columns, "K": depth,
               "a_batch": a.strides[0], "a_row": a.strides[1], "a_k": a.strides[2],
               **_epilogue_values(finish)}
-    work = to_size(2 * batch * rows * columns * depth)
+    work = _effort(batch * rows * columns * depth)
     _run(low, contract.gemm(finish.epilogue, tile), values, work)
 
 
@@ -200,7 +205,7 @@ def _conv2d(low: Lowering, finish: Finish) -> None:
               "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2],
               "stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
               "dilation_w": dilation[1], **_epilogue_values(finish)}
-    work = to_size(2 * batch * oh * ow * out * product((c, kh, kw)))
+    work = _effort(batch * oh * ow * out * product((c, kh, kw)))
     if groups == k and c == 1 and groups > 1:
         dense = low.dense_view(views.transpose(w, (2, 3, 1, 0)))
         template = contract.depthwise(finish.epilogue, low.vector_width)
@@ -260,7 +265,7 @@ def _weight_gradient(low: Lowering, node: Node) -> None:
               "x_row": x.strides[1], "x_pixel": x.strides[2], "stride_h": stride[0],
               "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
               **shared}
-    work = to_size(2 * batch * oh * ow * k * depth)
+    work = _effort(batch * oh * ow * k * depth)
     _run(low, weight_grad.conv2d_weight_grad(tile), values, work)
     result = low.result(Value(node.id))
     combined = {**shared, "y0": result, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
