@@ -1,0 +1,605 @@
+"""Training: phases, epochs, evaluation, checkpoints, and going on after an interruption.
+
+A job is plain data that the compiler hands over. A run is a pure function of the job and the
+initial parameters: killed and resumed at any point it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from lamina.runtime.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    State,
+    all_finite,
+    load_last,
+    save_best,
+    save_last,
+)
+from lamina.runtime.data.batches import Batch, Batches, prefetch
+from lamina.runtime.data.dataset import Dataset, Input, check_stages, feed, open_data
+from lamina.runtime.data.stage import Stage
+from lamina.runtime.errors import Failure, did_you_mean, reason, show
+from lamina.runtime.logs import Log
+from lamina.runtime.schedule import Schedule, check_schedule, make_schedule
+from lamina.runtime.session import Runner, Session
+
+__all__ = ["Input", "Runner", "Stage"]
+
+CODES: dict[str, str] = {
+    "E650": "loss or weights are not finite",
+    "E651": "the folder already holds a run",
+    "E652": "the folder is in use",
+    "E653": "bad training setting",
+}
+METRIC = "metric:"  # outputs that start with it are metrics
+_SMOOTHING = 0.95
+
+
+class TrainError(Failure):
+    """Training that cannot start or go on (codes E650 to E653)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Some epochs with one optimizer. `lr` is the base learning rate, which `schedule` scales.
+
+    `rng`: the phase's program takes the input "rng". A phase starts with fresh optimizer state.
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    schedule: Stage | None = None
+    rng: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which parameters to keep: mode "last", or "best" by `metric` ("loss" or a metric's name)."""
+
+    mode: str = "last"
+    metric: str = "loss"
+    larger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A recipe as plain data.
+
+    `fingerprint` identifies the text of model and recipe: a run only goes on with the same one.
+    `folder`: where relative paths of data start. Without `valid` there is no evaluation, and
+    "best" goes by the training averages.
+    """
+
+    model: str
+    recipe: str
+    train: tuple[Stage, ...]
+    inputs: tuple[Input, ...]
+    batch: int
+    phases: tuple[Phase, ...]
+    valid: tuple[Stage, ...] = ()
+    seed: int = 0
+    metrics: tuple[str, ...] = ()
+    keep: Keep = Keep()
+    fingerprint: str = ""
+    folder: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """When to save besides the end of each epoch, and how often to log; 0 means never."""
+
+    seconds: float = 300.0
+    steps: int = 0
+    log_steps: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A run starts or goes on from `step`."""
+
+    job: Job
+    steps: int
+    steps_per_epoch: int
+    epochs: int
+    examples: int
+    held_out: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A step; `loss` and `metrics` are averages over the epoch so far, `eta` is in seconds."""
+
+    phase: str
+    epoch: int
+    step: int
+    position: int
+    loss: float
+    metrics: dict[str, float]
+    lr: float
+    per_second: float
+    eta: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """An epoch (from 1) with averages on the training data and the held-out data."""
+
+    phase: str
+    epoch: int
+    step: int
+    train: dict[str, float]
+    valid: dict[str, float]
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint was written; `why`: "start", "time", "steps", "epoch", "best", "interrupt"."""
+
+    path: Path
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that a user should know, in a sentence."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over; `interrupted` names the signal that ended it, or is empty."""
+
+    step: int
+    epoch: int
+    seconds: float
+    best: float | None
+    best_epoch: int
+    interrupted: str
+
+
+Event = Started | StepDone | EpochDone | Saved | Warned | Finished
+Callback = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Where a run ended: its state, the averages of its last epoch, the checkpoint to use."""
+
+    state: State
+    params: dict[str, np.ndarray]
+    train: dict[str, float]
+    valid: dict[str, float]
+    kept: Path
+    interrupted: str
+
+    @property
+    def exit_code(self) -> int:
+        """For the shell: 0, or 128 + the number of the signal that interrupted the run."""
+        return 128 + signal.Signals[self.interrupted] if self.interrupted else 0
+
+
+def train(
+    job: Job,
+    step_runner: Callable[[int], Runner],
+    eval_runner: Runner | None,
+    initial_params: Mapping[str, np.ndarray],
+    out: Path,
+    resume: bool = False,
+    report: Callback = lambda event: None,
+    saving: Saving = Saving(),  # noqa: B008  frozen
+    overwrite: bool = False,
+) -> Result:
+    """Run a job to its end, or until SIGINT or SIGTERM, which save and return.
+
+    `step_runner` gives the training runner of a phase by its index. `out` takes checkpoints and
+    the log. `resume` goes on from the last checkpoint there, if there is one; without it a folder
+    that holds a run is refused unless `overwrite`.
+
+    Raises TrainError (E650 to E653), DataError, CheckpointError; what was saved is kept.
+    """
+    check_job(job)
+    with _locked(out), _signals() as caught:
+        run = _Run(job, step_runner, eval_runner, initial_params, out, report, saving, caught)
+        run.start(resume, overwrite)
+        try:
+            return run.go()
+        finally:
+            run.log.close()
+
+
+def evaluate(
+    job: Job,
+    eval_runner: Runner,
+    params: Mapping[str, np.ndarray] | None = None,
+    stages: Sequence[Stage] = (),
+) -> dict[str, float]:
+    """Averages over the held-out data (or `stages`), each example weighing the same.
+
+    `params` are copied into the runner first. Raises DataError.
+    """
+    if params is not None:
+        own = eval_runner.get_params()
+        eval_runner.set_params({key: params[key] for key in own})
+    data = open_data(stages or job.valid, Path(job.folder), job.seed)
+    plan = feed(data, job.inputs)
+    return _averages(eval_runner, Batches(data, job.batch), plan, {}) or {}
+
+
+def check_job(job: Job) -> None:
+    """Raise DataError or TrainError E653 for settings that cannot work; opens no file."""
+    check_stages(job.train)
+    if job.valid:
+        check_stages(job.valid)
+    for phase in job.phases:
+        if phase.schedule is not None:
+            check_schedule(phase.schedule)
+        if phase.epochs < 1:
+            raise TrainError("E653", f"`epochs` must be at least 1, not {phase.epochs}")
+        if not (math.isfinite(phase.lr) and phase.lr >= 0):
+            raise TrainError("E653", f"the learning rate must be a number >= 0, not {phase.lr}")
+    if not job.phases:
+        raise TrainError("E653", "the recipe has no phase")
+    if job.batch < 1:
+        raise TrainError("E653", f"`batch` must be at least 1, not {job.batch}")
+    if job.keep.mode not in ("best", "last"):
+        raise TrainError("E653", f"`keep` is best(METRIC) or last, not {show(job.keep.mode)}")
+    if job.keep.mode == "best" and job.keep.metric not in ("loss", *job.metrics):
+        raise TrainError("E653", f"`keep` names the metric `{show(job.keep.metric)}`, which the "
+                         "recipe does not have", did_you_mean(job.keep.metric,
+                                                              ("loss", *job.metrics)))
+
+
+@dataclass(slots=True)
+class _Progress:
+    """The counters of `State` while they move."""
+
+    step: int = 0
+    phase: int = 0
+    phase_step: int = 0
+    epoch: int = 0
+    position: int = 0
+    examples: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    best_epoch: int = 0
+
+    def add(self, figures: Mapping[str, float], count: int) -> None:
+        """Count a step on `count` examples."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * count
+        self.examples += count
+        self.step += 1
+        self.phase_step += 1
+        self.position += 1
+
+    def averages(self) -> dict[str, float]:
+        """The figures of the epoch so far."""
+        return {name: total / self.examples for name, total in self.sums.items()}
+
+    def end_epoch(self) -> None:
+        """Count an epoch."""
+        self.epoch, self.position, self.examples, self.sums = self.epoch + 1, 0, 0, {}
+
+
+class _Run:
+    """One run of a job; `start`, then `go`."""
+
+    log: Log
+
+    def __init__(self, job, step_runner, eval_runner, initial, out, report, saving, caught):
+        self.job, self.out, self.report, self.saving = job, out, report, saving
+        self.caught: dict[str, str] = caught
+        self.step_runner: Callable[[int], Runner] = step_runner
+        self.eval_runner: Runner | None = eval_runner
+        self.session = Session(initial)
+        self.batches = self._open(job.train, drop_last=True)
+        self.plan = feed(self.batches.dataset, job.inputs)
+        self.valid = self._open(job.valid, drop_last=False) if job.valid else None
+        self.valid_plan = feed(self.valid.dataset, job.inputs) if self.valid else ()
+        self.eval_keys = frozenset(eval_runner.get_params() if eval_runner else ())
+        self.ends = np.cumsum([phase.epochs for phase in job.phases]).tolist()
+        self.steps = self.ends[-1] * len(self.batches)
+        self.at = _Progress()
+        self.schedule: Schedule = lambda step: 0.0
+        self.figures: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        self.begun = self.ticked = self.saved_at = time.perf_counter()
+        self.tick = 0.0  # smoothed seconds per step
+        self.saved_step = -1
+
+    def start(self, resume: bool, overwrite: bool) -> None:
+        """Take up the last checkpoint, or begin; write the first checkpoint."""
+        held = any((self.out / name).exists() for name in (LAST, PREVIOUS))
+        if held and not resume and not overwrite:
+            raise TrainError("E651", f"{show(self.out)} already holds a run",
+                             "resume it, or choose another folder")
+        going_on = held and resume
+        if going_on:
+            self._restore()
+        else:
+            _remove_checkpoints(self.out)
+            self._enter_phase(0)
+        self.log = Log(self.out, self.at.step, self.at.epoch)
+        held_out = len(self.valid.dataset) if self.valid else 0
+        self.report(Started(self.job, self.steps, len(self.batches), self.ends[-1],
+                            len(self.batches.dataset), held_out, self.at.step))
+        if not going_on:
+            self._save("start")
+
+    def go(self) -> Result:
+        """Train to the end or to a signal."""
+        self.ticked = time.perf_counter()
+        while self.at.epoch < self.ends[-1] and not self.caught:
+            phase = sum(end <= self.at.epoch for end in self.ends)
+            if phase != self.at.phase:
+                self._enter_phase(phase)
+            self._epoch()
+        return self._finish()
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    def _epoch(self) -> None:
+        """The rest of the present epoch, its evaluation and its checkpoint; stops at a signal."""
+        started = time.perf_counter()
+        with prefetch(self.batches.epoch(self.at.epoch, self.at.position)) as stream:
+            for batch in stream:
+                self._step(batch)
+                if self.caught:
+                    return
+                self._save_if_due()
+        valid = self._evaluate()
+        if valid is not None:
+            self._end_epoch(valid, time.perf_counter() - started)
+
+    def _step(self, batch: Batch) -> None:
+        at, phase = self.at, self.job.phases[self.at.phase]
+        lr = self.schedule(at.phase_step)
+        inputs = {key: batch.arrays[name].astype(kind, copy=False)
+                  for name, key, kind in self.plan}
+        inputs["lr"] = np.array(lr, np.float32)
+        inputs["step"] = np.array(at.phase_step + 1, np.float32)
+        if phase.rng:
+            inputs["rng"] = np.array([self.job.seed & 0x7FFFFFFF, at.step + 1], np.int32)
+        figures = _figures(self.session.run(inputs))
+        if not math.isfinite(figures["loss"]):
+            raise self._not_finite(f"the loss is {figures['loss']}", at.step + 1, lr)
+        at.add(figures, batch.size)
+        every = self.saving.log_steps
+        if every and at.step % every == 0:
+            self.log.append("step", at.step, at.epoch, {"lr": lr, **figures})
+        self._report_step(phase, lr, batch.size)
+
+    def _report_step(self, phase: Phase, lr: float, size: int) -> None:
+        now = time.perf_counter()
+        passed, self.ticked = now - self.ticked, now
+        self.tick = _SMOOTHING * self.tick + (1 - _SMOOTHING) * passed if self.tick else passed
+        averages = self.at.averages()
+        loss = averages.pop("loss")
+        self.report(StepDone(
+            phase.name, self.at.epoch + 1, self.at.step, self.at.position, loss, averages, lr,
+            size / self.tick, self.tick * (self.steps - self.at.step),
+        ))
+
+    def _evaluate(self) -> dict[str, float] | None:
+        """Averages on the held-out data; None when a signal came in between."""
+        if self.valid is None or self.eval_runner is None:
+            return {}
+        self.session.lend(self.eval_runner, self.eval_keys)
+        found = _averages(self.eval_runner, self.valid, self.valid_plan, self.caught)
+        self.ticked = time.perf_counter()
+        return found
+
+    def _end_epoch(self, valid: dict[str, float], seconds: float) -> None:
+        at, averages = self.at, self.at.averages()
+        phase, lr = self.job.phases[at.phase], self.schedule(at.phase_step - 1)
+        at.end_epoch()
+        best = self._is_best(valid or averages)
+        self.figures = (averages, valid)
+        self.log.append("epoch", at.step, at.epoch, {
+            "phase": phase.name, "lr": lr, "train": averages, "valid": valid, "best": best,
+            "seconds": round(seconds, 3),
+        })
+        self.log.sync()
+        if best:
+            self._save("best")
+        self._save("epoch")
+        self.report(EpochDone(phase.name, at.epoch, at.step, averages, valid, best, seconds))
+
+    def _is_best(self, figures: Mapping[str, float]) -> bool:
+        keep, at = self.job.keep, self.at
+        value = figures.get(keep.metric, math.nan)
+        if keep.mode != "best" or math.isnan(value):
+            return False
+        better = at.best is None or (value > at.best if keep.larger else value < at.best)
+        if better:
+            at.best, at.best_epoch = value, at.epoch
+        return better
+
+    def _finish(self) -> Result:
+        if self.caught and self.saved_step != self.at.step:
+            self._save("interrupt")
+        self.log.sync()
+        at, interrupted = self.at, self.caught.get("signal", "")
+        seconds = time.perf_counter() - self.begun
+        self.report(Finished(at.step, at.epoch, seconds, at.best, at.best_epoch, interrupted))
+        kept = BEST if self.job.keep.mode == "best" and at.best is not None else LAST
+        return Result(self._state(), self.session.params(), *self.figures, self.out / kept,
+                      interrupted)
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def _open(self, stages: tuple[Stage, ...], drop_last: bool) -> Batches:
+        data: Dataset = open_data(stages, Path(self.job.folder), self.job.seed)
+        for name in data.source.skipped[:10]:
+            self.report(Warned(f"left out: {name} is not a sound picture"))
+        if len(data.source.skipped) > 10:
+            self.report(Warned(f"left out: {len(data.source.skipped)} damaged pictures in all"))
+        return Batches(data, self.job.batch, drop_last)
+
+    def _enter_phase(self, index: int) -> None:
+        self.session.enter(self.step_runner(index))
+        self.at.phase, self.at.phase_step = index, 0
+        self._set_schedule()
+
+    def _set_schedule(self) -> None:
+        phase, count = self.job.phases[self.at.phase], len(self.batches)
+        self.schedule = make_schedule(phase.schedule, phase.lr, phase.epochs * count, count)
+
+    def _restore(self) -> None:
+        found = load_last(self.out)
+        state = found.state
+        if found.warning:
+            self.report(Warned(found.warning))
+        if (state.fingerprint, state.seed) != (self.job.fingerprint, self.job.seed):
+            raise CheckpointError(
+                "E707", f"{show(found.path)} was written with another text of model or recipe "
+                f"({show(state.recipe)} for {show(state.model)}), or another setting",
+                "go on with the same text and settings, or start afresh in another folder",
+            )
+        names = _Progress.__slots__
+        self.at = _Progress(**{name: getattr(state, name) for name in names if name != "sums"},
+                            sums=dict(state.sums))
+        self.session.restore(self.step_runner(state.phase), found.params, str(found.path))
+        self._set_schedule()
+        self.saved_step = state.step
+
+    def _state(self) -> State:
+        job, at = self.job, self.at
+        return State(
+            job.model, job.recipe, job.fingerprint, job.seed, at.step, at.phase, at.phase_step,
+            at.epoch, at.position, at.examples, tuple(at.sums.items()), at.best, at.best_epoch,
+            job.version,
+        )
+
+    def _save_if_due(self) -> None:
+        saving = self.saving
+        if saving.steps and self.at.step % saving.steps == 0:
+            self._save("steps")
+        elif saving.seconds and self.ticked - self.saved_at >= saving.seconds:
+            self._save("time")
+
+    def _save(self, why: str) -> None:
+        params = self.session.params()
+        broken = all_finite(params)
+        if broken:
+            raise self._not_finite(f"`{show(broken)}` holds a NaN or an infinity", self.at.step,
+                                   self.schedule(max(0, self.at.phase_step - 1)))
+        self.log.sync()
+        path = (save_best if why == "best" else save_last)(self.out, self._state(), params)
+        if why != "best":
+            self.saved_step = self.at.step
+        self.saved_at = self.ticked = time.perf_counter()
+        self.report(Saved(path, self.at.step, why))
+
+    def _not_finite(self, what: str, step: int, lr: float) -> TrainError:
+        good = f"the last good checkpoint is {show(self.out / LAST)} (step {self.saved_step})"
+        if self.saved_step < 0:
+            good = "nothing was saved yet"
+        return TrainError(
+            "E650",
+            f"{what} at step {step}, epoch {self.at.epoch + 1}, learning rate {lr:.3g}; {good}", "lower the learning rate, lengthen the warm-up or clip the gradients",
+        )
+
+
+def _figures(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Loss and metrics by name."""
+    found = {"loss": float(outputs["loss"])}
+    for key, value in outputs.items():
+        if key.startswith(METRIC):
+            found[key[len(METRIC):]] = float(value)
+    return found
+
+
+def _averages(
+    runner: Runner, batches: Batches, plan: tuple, caught: Mapping[str, str]
+) -> dict[str, float] | None:
+    """Averages over all examples; None when a signal came in between."""
+    total = _Progress()
+    with prefetch(batches.epoch(0)) as stream:
+        for batch in stream:
+            inputs = {key: batch.arrays[name].astype(kind, copy=False)
+                      for name, key, kind in plan}
+            total.add(_figures(runner.run(inputs)), batch.size)
+            if caught:
+                return None
+    return total.averages()
+
+
+def _remove_checkpoints(out: Path) -> None:
+    for name in (BEST, LAST, PREVIOUS):
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError("E704", f"cannot remove {show(out / name)}: {reason(error)}",
+                                  "choose another folder") from None
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CheckpointError("E704", f"cannot write {show(out)}: {reason(error)}",
+                              "choose another folder") from None
+    try:
+        _lock(handle, out)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, out: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TrainError("E652", f"another process is training in {show(out)}",
+                         "wait for it, or choose another folder") from None
+    except OSError:
+        return  # a file system without locks: go on without
+
+
+@contextmanager
+def _signals() -> Iterator[dict[str, str]]:
+    """A dict that gets "signal" when SIGINT or SIGTERM comes; a second one acts as usual."""
+    caught: dict[str, str] = {}
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        caught["signal"] = signal.Signals(number).name
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.getsignal(number)
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
