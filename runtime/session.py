@@ -57,6 +57,8 @@ class Session:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One training step of the present runner."""
+        if self._runner is None:
+            raise RuntimeError("enter or restore a runner first")
         return self._runner.run(inputs)
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -31,156 +31,49 @@ from lamina.runtime.checkpoint import (
     save_last,
 )
 from lamina.runtime.data.batches import Batch, Batches, prefetch
-from lamina.runtime.data.dataset import Dataset, Input, check_stages, feed, open_data
+from lamina.runtime.data.dataset import Dataset, Input, feed, open_data
 from lamina.runtime.data.stage import Stage
-from lamina.runtime.errors import Failure, did_you_mean, reason, show
+from lamina.runtime.errors import reason, show
+from lamina.runtime.events import (
+    Callback,
+    EpochDone,
+    Event,
+    Finished,
+    Saved,
+    Started,
+    StepDone,
+    Warned,
+)
+from lamina.runtime.job import CODES, Job, Keep, Phase, Saving, TrainError, check_job
 from lamina.runtime.logs import Log
-from lamina.runtime.schedule import Schedule, check_schedule, make_schedule
+from lamina.runtime.schedule import Schedule, make_schedule
 from lamina.runtime.session import Runner, Session
 
-__all__ = ["Input", "Runner", "Stage"]
-
-CODES: dict[str, str] = {
-    "E650": "loss or weights are not finite",
-    "E651": "the folder already holds a run",
-    "E652": "the folder is in use",
-    "E653": "bad training setting",
-}
+__all__ = [
+    "CODES",
+    "Callback",
+    "EpochDone",
+    "Event",
+    "Finished",
+    "Input",
+    "Job",
+    "Keep",
+    "Phase",
+    "Result",
+    "Runner",
+    "Saved",
+    "Saving",
+    "Stage",
+    "Started",
+    "StepDone",
+    "TrainError",
+    "Warned",
+    "check_job",
+    "evaluate",
+    "train",
+]
 METRIC = "metric:"  # outputs that start with it are metrics
 _SMOOTHING = 0.95
-
-
-class TrainError(Failure):
-    """Training that cannot start or go on (codes E650 to E653)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Some epochs with one optimizer. `lr` is the base learning rate, which `schedule` scales.
-
-    `rng`: the phase's program takes the input "rng". A phase starts with fresh optimizer state.
-    """
-
-    name: str
-    epochs: int
-    lr: float
-    schedule: Stage | None = None
-    rng: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Which parameters to keep: mode "last", or "best" by `metric` ("loss" or a metric's name)."""
-
-    mode: str = "last"
-    metric: str = "loss"
-    larger: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A recipe as plain data.
-
-    `fingerprint` identifies the text of model and recipe: a run only goes on with the same one.
-    `folder`: where relative paths of data start. Without `valid` there is no evaluation, and
-    "best" goes by the training averages.
-    """
-
-    model: str
-    recipe: str
-    train: tuple[Stage, ...]
-    inputs: tuple[Input, ...]
-    batch: int
-    phases: tuple[Phase, ...]
-    valid: tuple[Stage, ...] = ()
-    seed: int = 0
-    metrics: tuple[str, ...] = ()
-    keep: Keep = Keep()
-    fingerprint: str = ""
-    folder: str = ""
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """When to save besides the end of each epoch, and how often to log; 0 means never."""
-
-    seconds: float = 300.0
-    steps: int = 0
-    log_steps: int = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A run starts or goes on from `step`."""
-
-    job: Job
-    steps: int
-    steps_per_epoch: int
-    epochs: int
-    examples: int
-    held_out: int
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """A step; `loss` and `metrics` are averages over the epoch so far, `eta` is in seconds."""
-
-    phase: str
-    epoch: int
-    step: int
-    position: int
-    loss: float
-    metrics: dict[str, float]
-    lr: float
-    per_second: float
-    eta: float
-
-
-@dataclass(frozen=True, slots=True)
-class EpochDone:
-    """An epoch (from 1) with averages on the training data and the held-out data."""
-
-    phase: str
-    epoch: int
-    step: int
-    train: dict[str, float]
-    valid: dict[str, float]
-    best: bool
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A checkpoint was written; `why`: "start", "time", "steps", "epoch", "best", "interrupt"."""
-
-    path: Path
-    step: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """Something that a user should know, in a sentence."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The run is over; `interrupted` names the signal that ended it, or is empty."""
-
-    step: int
-    epoch: int
-    seconds: float
-    best: float | None
-    best_epoch: int
-    interrupted: str
-
-
-Event = Started | StepDone | EpochDone | Saved | Warned | Finished
-Callback = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,30 +138,6 @@ def evaluate(
     data = open_data(stages or job.valid, Path(job.folder), job.seed)
     plan = feed(data, job.inputs)
     return _averages(eval_runner, Batches(data, job.batch), plan, {}) or {}
-
-
-def check_job(job: Job) -> None:
-    """Raise DataError or TrainError E653 for settings that cannot work; opens no file."""
-    check_stages(job.train)
-    if job.valid:
-        check_stages(job.valid)
-    for phase in job.phases:
-        if phase.schedule is not None:
-            check_schedule(phase.schedule)
-        if phase.epochs < 1:
-            raise TrainError("E653", f"`epochs` must be at least 1, not {phase.epochs}")
-        if not (math.isfinite(phase.lr) and phase.lr >= 0):
-            raise TrainError("E653", f"the learning rate must be a number >= 0, not {phase.lr}")
-    if not job.phases:
-        raise TrainError("E653", "the recipe has no phase")
-    if job.batch < 1:
-        raise TrainError("E653", f"`batch` must be at least 1, not {job.batch}")
-    if job.keep.mode not in ("best", "last"):
-        raise TrainError("E653", f"`keep` is best(METRIC) or last, not {show(job.keep.mode)}")
-    if job.keep.mode == "best" and job.keep.metric not in ("loss", *job.metrics):
-        raise TrainError("E653", f"`keep` names the metric `{show(job.keep.metric)}`, which the "
-                         "recipe does not have", did_you_mean(job.keep.metric,
-                                                              ("loss", *job.metrics)))
 
 
 @dataclass(slots=True)
@@ -518,7 +387,8 @@ class _Run:
             good = "nothing was saved yet"
         return TrainError(
             "E650",
-            f"{what} at step {step}, epoch {self.at.epoch + 1}, learning rate {lr:.3g}; {good}", "lower the learning rate, lengthen the warm-up or clip the gradients",
+            f"{what} at step {step}, epoch {self.at.epoch + 1}, learning rate {lr:.3g}; {good}",
+            "lower the learning rate, lengthen the warm-up or clip the gradients",
         )
 
 
