@@ -1,0 +1,361 @@
+"""The Python interface: load a file, build a model, compile it, differentiate it, train it.
+
+    file = lamina.load("zoo/lenet5.lam")
+    net = file.LeNet5(classes=10)
+    weights = net.init(seed=0)
+    run = net.compile(target="cpu")
+    logits = run(weights, image=x)["logits"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
+from lamina.compiler.frontend import recipe as recipes
+from lamina.compiler.frontend.build import Build, Objective, build, find_model, settings_call
+from lamina.compiler.frontend.library import Module, find_file, load_path, load_text
+from lamina.compiler.frontend.values import Definition
+from lamina.compiler.inspect.cost import Summary, summarize
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.types import TensorType, to_size
+from lamina.compiler.lower.program import lower
+from lamina.compiler.ops.initial import initialize
+from lamina.compiler.options import TARGETS, Options, from_environment
+from lamina.compiler.reference import Interpreter
+from lamina.compiler.syntax import ast
+from lamina.compiler.syntax.parse import parse
+from lamina.compiler.transform.autodiff import add_gradients
+from lamina.compiler.transform.pipeline import Stage, run_passes
+from lamina.compiler.transform.training import Rule, trainable, training_step
+from lamina.runtime.cpu.executor import Executor
+from lamina.runtime.cpu.host import vector_width
+from lamina.runtime.data.dataset import Input
+from lamina.runtime.data.stage import Stage as DataStage
+from lamina.runtime.job import Job, Keep
+from lamina.runtime.job import Phase as JobPhase
+from lamina.runtime.program import Program
+
+Runner = Executor | Interpreter
+
+
+def load(path: str | Path) -> File:
+    """The models of a file, given by path or by its name in the zoo. Raises CompileError."""
+    return File(load_path(find_file(str(path))))
+
+
+def loads(text: str) -> File:
+    """The models of a source text. Raises CompileError."""
+    return File(load_text(text))
+
+
+def version() -> str:
+    """The version of this package."""
+    try:
+        return metadata.version("lamina")
+    except metadata.PackageNotFoundError:
+        return "0.0"
+
+
+def compile_graph(graph: Graph, skip: frozenset[str] = frozenset()) -> Program:
+    """The CPU Program of a graph."""
+    return lower(run_passes(graph, skip=skip)[-1].graph, vector_width())
+
+
+def make_runner(graph: Graph, options: Options) -> Runner:
+    """What runs a graph: the CPU executor, or the NumPy interpreter."""
+    if options.target == "numpy":
+        return Interpreter(graph)
+    if options.target != "cpu":
+        raise ValueError(f"no target is named {options.target!r}; targets: {', '.join(TARGETS)}")
+    return Executor(compile_graph(graph), options.threads, options.cache_folder)
+
+
+class File:
+    """A loaded file: its models are attributes that are called with their settings."""
+
+    def __init__(self, module: Module):
+        self.module = module
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models in order."""
+        return tuple(self.module.models)
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Names of the recipes in order."""
+        return tuple(self.module.recipes)
+
+    def model(self, name: str | None = None, **settings: Any) -> Net:
+        """A model by name (the first without), with settings. Raises CompileError."""
+        definition = find_model(self.module, name)
+        return Net(self.module, definition, settings_call(definition.name, settings))
+
+    def recipe(self, name: str | None = None, **overrides: str) -> Training:
+        """A recipe by name, with overrides as text: `recipe("digits", lr="0.1")`."""
+        found = recipes.find_recipe(self.module, name)
+        return Training(self.module, recipes.read_recipe(self.module, found, overrides))
+
+    def __getattr__(self, name: str) -> Callable[..., Net]:
+        if name.startswith("_") or name not in self.module.models:
+            listed = ", ".join(self.models) or "none"
+            raise AttributeError(f"no model is named {name}; models here: {listed}")
+
+        def make(**settings: Any) -> Net:
+            return self.model(name, **settings)
+
+        return make
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.models]
+
+
+class Net:
+    """A model with its settings. Nothing is computed before `compile`."""
+
+    def __init__(self, module: Module, definition: Definition, call: ast.Call | None = None,
+                 sizes: Mapping[str, int] | None = None):
+        self.module, self.definition, self.call = module, definition, call
+        self.sizes = dict(sizes or {})
+
+    def build(self, training: bool = False, objective: Objective | None = None) -> Build:
+        """The model as a graph, with a loss and metrics if asked for. Raises CompileError."""
+        return build(self.module, self.definition, self.call, training=training, sizes=self.sizes,
+                     objective=objective)
+
+    @cached_property
+    def _build(self) -> Build:
+        return self.build()
+
+    @property
+    def graph(self) -> Graph:
+        """The checked graph before any pass, as used for evaluation."""
+        return self._build.graph
+
+    @property
+    def inputs(self) -> dict[str, TensorType]:
+        """Inputs by name."""
+        return {name: self.graph.type(value) for name, value in self.graph.inputs.items()}
+
+    @property
+    def outputs(self) -> dict[str, TensorType]:
+        """Outputs by name."""
+        return {name: self.graph.type(value) for name, value in self.graph.outputs}
+
+    @property
+    def parameters(self) -> dict[str, TensorType]:
+        """Parameters and running statistics by path."""
+        return {key: self.graph.type(value) for key, value in self.graph.params.items()}
+
+    def summary(self) -> Summary:
+        """The layer table with exact parameters, multiply-accumulates and receptive fields."""
+        return summarize(self.graph)
+
+    def init(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Initial values by path: parameters and running statistics, float32.
+
+        A parameter's values depend on the seed and its path alone.
+        """
+        return initial_values(self.graph, seed)
+
+    def stages(self, train: bool = False) -> list[Stage]:
+        """The graph after every pass; for `train`, of forward and backward."""
+        return run_passes(self.build(train).graph)
+
+    def compile(self, target: str = "cpu", train: bool = False, threads: int | None = None) -> Run:
+        """A function of weights and inputs: `run(weights, image=x)` gives the outputs by name.
+
+        `train` chooses what dropout and batch-norm compute. Raises ValueError for a bad target.
+        """
+        return Run(self.build(train).graph, _options(target, threads))
+
+    def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
+                       train: bool = True) -> Gradient:
+        """A function that gives the loss and its gradient by every trained parameter.
+
+        `loss` is an expression over outputs and targets: "cross_entropy(logits, label)". It is
+        called with weights, inputs and targets: `grad(weights, image=x, label=y)`.
+        """
+        made = self.build(train, Objective(parse_expression(loss)))
+        wrt = {key: made.graph.params[key] for key in trainable(made.graph)}
+        graph = add_gradients(made.graph, "loss", wrt)
+        return Gradient(graph, tuple(wrt), _options(target, threads))
+
+
+def parse_expression(text: str) -> Any:
+    """The syntax tree of an expression. Raises CompileError."""
+    file = parse(Source("<expression>", f"const given = {text}"))
+    declaration = file.declarations[0]
+    assert isinstance(declaration, ast.Const)
+    return declaration.value
+
+
+def initial_values(graph: Graph, seed: int) -> dict[str, np.ndarray]:
+    """The initial value of every parameter of a graph, by key."""
+    values = {}
+    for key, value in graph.params.items():
+        node = graph.node(value)
+        name, *args = node.attributes["init"]
+        values[key] = initialize(name, args, node.type.shape, seed, key)
+    return values
+
+
+def _options(target: str, threads: int | None) -> Options:
+    options = from_environment()
+    return replace(options, target=target, threads=threads or options.threads)
+
+
+class Run:
+    """A compiled graph: called with weights by path and inputs by name."""
+
+    def __init__(self, graph: Graph, options: Options):
+        self.graph = graph
+        self.runner = make_runner(graph, options)
+        self._weights: Mapping[str, np.ndarray] | None = None
+
+    def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any) -> dict[str, np.ndarray]:
+        """Outputs by name. Raises ValueError or KeyError for what does not fit."""
+        self.runner.set_params({key: weights[key] for key in self.graph.params})
+        typed = {name: np.asarray(value) for name, value in inputs.items()}
+        outputs = self.runner.run(typed)
+        return {name: value for name, value in outputs.items() if not name.startswith("update:")}
+
+
+class Gradient(Run):
+    """A compiled loss with gradients."""
+
+    def __init__(self, graph: Graph, keys: tuple[str, ...], options: Options):
+        super().__init__(graph, options)
+        self.keys = keys
+
+    def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any):  # type: ignore[override]
+        """(loss, gradients by path)."""
+        outputs = super().__call__(weights, **inputs)
+        return outputs["loss"], {key: outputs[f"grad:{key}"] for key in self.keys}
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The graphs of one phase: a training step, and which parameters it leaves alone."""
+
+    graph: Graph
+    frozen: frozenset[str]
+
+
+class Training:
+    """A recipe made ready: its model, graphs and the job for the runtime."""
+
+    def __init__(self, module: Module, recipe: recipes.Recipe):
+        self.module, self.recipe = module, recipe
+        self.net = Net(module, recipe.model, recipe.call)
+
+    @cached_property
+    def forward(self) -> Build:
+        """The training graph: model, loss and metrics, before differentiation."""
+        return self.net.build(True, self.recipe.objective)
+
+    @cached_property
+    def evaluation(self) -> Build:
+        """The evaluation graph: model, loss and metrics with dropout off."""
+        return self.net.build(False, self.recipe.objective)
+
+    def step(self, phase: int) -> Graph:
+        """The training step of a phase."""
+        chosen = self.recipe.phases[phase]
+        settings = {name: value for name, value in chosen.optimizer.kwargs if name != "lr"}
+        rule = Rule(chosen.optimizer.name, settings, self.recipe.clip)
+        return training_step(self.forward.graph, rule, self.frozen(phase))
+
+    def frozen(self, phase: int) -> set[str]:
+        """The keys that a phase does not train. Raises CompileError for a pattern of nothing."""
+        rules = [rule for one in self.recipe.phases[:phase + 1] for rule in one.rules]
+        sink = recipes.Sink()
+        found = recipes.frozen_keys(rules, trainable(self.forward.graph), sink)
+        sink.raise_if_any()
+        return found
+
+    def initial(self) -> dict[str, np.ndarray]:
+        """Initial parameters and running statistics."""
+        return initial_values(self.evaluation.graph, self.recipe.seed)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that the trained bits depend on, besides the data."""
+        graph = self.forward.graph
+        recipe = self.recipe
+        facts = {
+            "source": self.module.file.source.text, "seed": recipe.seed, "batch": recipe.batch,
+            "phases": [(p.name, p.epochs, p.optimizer.name, sorted(p.optimizer.settings.items()))
+                       for p in recipe.phases],
+            "clip": recipe.clip, "model": recipe.call.span.text, "nodes": len(graph.nodes),
+        }
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def job(self) -> Job:
+        """The recipe as plain data for the runtime."""
+        recipe, graph = self.recipe, self.forward.graph
+        rng = "rng" in graph.inputs
+        phases = tuple(JobPhase(p.name, p.epochs, float(p.optimizer.settings.get("lr", 0.0)),
+                                _data_stage(p.schedule) if p.schedule else None, rng)
+                       for p in recipe.phases)
+        keep = Keep("best", recipe.keep, recipe.keep != "loss") if recipe.keep else Keep()
+        return Job(
+            model=recipe.model.name, recipe=recipe.name, train=_pipeline(recipe, "train"),
+            inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
+            valid=_pipeline(recipe, "valid"), seed=recipe.seed,
+            metrics=tuple(recipe.objective.metrics), keep=keep, fingerprint=self.fingerprint(),
+            folder=str(self.module.folder or "."), version=version())
+
+    def _inputs(self) -> list[Input]:
+        graph = self.forward.graph
+        names = [*self.forward.inputs, *self.forward.targets]
+        names += [name for name in graph.inputs if name not in (*names, "rng")]
+        return [_input(graph, name) for name in names]
+
+
+def _input(graph: Graph, name: str) -> Input:
+    type = graph.type(graph.inputs[name])
+    shape = tuple(size if isinstance(size, (int, str)) else str(size)
+                  for size in map(to_size, type.shape))
+    limit = _classes(graph, name) if type.dtype in ("i32", "i64") else 0
+    return Input(name, type.dtype, shape, limit)
+
+
+def _classes(graph: Graph, name: str) -> int:
+    """How many values an integer input may take: the classes of the logits it is compared with."""
+    for node in graph.users(graph.inputs[name].node):
+        if node.op.name in ("cross_entropy", "accuracy", "top_k_accuracy"):
+            logits = graph.type(node.inputs[0])
+            size = logits.shape[node.attributes["axis"] % logits.rank]
+            return size if isinstance(size, int) else 0
+        if node.op.name == "take" and graph.node(node.inputs[1]).id == graph.inputs[name].node:
+            size = graph.type(node.inputs[0]).shape[0]
+            return size if isinstance(size, int) else 0
+    return 0
+
+
+def _pipeline(recipe: recipes.Recipe, name: str) -> tuple[DataStage, ...]:
+    return tuple(_data_stage(call) for call in recipe.data.get(name, ()))
+
+
+def _data_stage(call: recipes.Call) -> DataStage:
+    return DataStage(call.name, call.args, call.kwargs, call.span.line)
+
+
+def no_such(code: str, message: str, help: str = "") -> CompileError:
+    """A CompileError about the command itself, not about a place in a file."""
+    source = Source("<command>", message)
+    return CompileError(Diagnostic(code, message, Span(source, 0, 0), help=help or None))

@@ -1,0 +1,386 @@
+"""Recipes: everything about training, as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
+from lamina.compiler.frontend.build import Objective, bind_constants, literal
+from lamina.compiler.frontend.context import Context, Instance
+from lamina.compiler.frontend.evaluate import Evaluator
+from lamina.compiler.frontend.library import Module, did_you_mean
+from lamina.compiler.frontend.values import BROKEN, Definition, describe, is_static
+from lamina.compiler.ops.optim import OPTIMIZERS
+from lamina.compiler.syntax import ast
+from lamina.compiler.syntax.parse import parse
+
+SCHEDULES = ("constant", "cosine", "linear", "steps")
+SETTINGS = ("loss", "optimizer", "schedule", "batch", "epochs", "seed", "keep", "clip")
+PHASE_SETTINGS = ("optimizer", "schedule", "epochs")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call written in a recipe, evaluated: `sgd(lr=0.05)`, `pad(2)`."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    span: Span
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments by name."""
+        return dict(self.kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training. `rules` freeze and unfreeze, in order, on top of earlier phases."""
+
+    name: str
+    epochs: int
+    optimizer: Call
+    schedule: Call | None
+    rules: tuple[ast.Freeze | ast.Unfreeze, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe. `data` holds pipelines by name, `keep` the metric to keep the best of."""
+
+    name: str
+    model: Definition
+    call: ast.Call
+    objective: Objective
+    data: Mapping[str, tuple[Call, ...]]
+    phases: tuple[Phase, ...]
+    batch: int
+    seed: int
+    keep: str
+    clip: float
+    weights: tuple[ast.Weights, ...]
+    span: Span
+
+
+def find_recipe(module: Module, name: str | None) -> ast.Recipe:
+    """The recipe of this name, of this model, or the only one. Raises CompileError."""
+    if name is None and module.recipes:
+        return next(iter(module.recipes.values()))
+    if name in module.recipes:
+        return module.recipes[name]
+    for recipe in module.recipes.values():
+        if isinstance(recipe.model.func, ast.Name) and recipe.model.func.id == name:
+            return recipe
+    start = Span(module.file.source, 0, 0)
+    listed = ", ".join(module.recipes) or "none"
+    message = f"no recipe is named `{name}`" if name else "this file has no recipe"
+    raise CompileError(Diagnostic("E505", message, start,
+                                  help=did_you_mean(name or "", module.recipes) or
+                                  f"recipes here: {listed}; "
+                                  "write `recipe NAME for Model { ... }`"))
+
+
+def read_recipe(module: Module, recipe: ast.Recipe, overrides: Mapping[str, str] | None = None
+                ) -> Recipe:
+    """Check a recipe and evaluate it. Raises CompileError with every diagnostic found.
+
+    `overrides` maps a setting, an optimizer's setting or a model's setting to new text.
+    """
+    return _Reader(module, recipe).read(dict(overrides or {}))
+
+
+class _Reader:
+    """Reads one recipe."""
+
+    def __init__(self, module: Module, recipe: ast.Recipe):
+        self.module, self.recipe = module, recipe
+        self.sink = Sink()
+        for diagnostic in module.sink.diagnostics:
+            self.sink.add(diagnostic)
+        self.ctx = Context(recipe.name.id, True, {}, self.sink)
+        bind_constants(self.ctx, module)
+        dummy = ast.Block(recipe.name, (), (), recipe.span)
+        instance = Instance(Definition("block", dummy, module.scope), module.scope, "", None)
+        self.ev = Evaluator(self.ctx, instance, module.scope)
+        self.settings: dict[str, ast.Setting] = {}
+
+    def read(self, overrides: dict[str, str]) -> Recipe:
+        model, call = self._model()
+        for item in self.recipe.body:
+            if isinstance(item, ast.Setting):
+                self._keep_setting(item)
+        self._apply_settings(overrides)
+        optimizer = self._optimizer(self.settings.get("optimizer"), None)
+        call, optimizer = self._apply_others(overrides, model, call, optimizer)
+        result = Recipe(
+            self.recipe.name.id, model, call, self._objective(), self._data(),
+            self._phases(optimizer, overrides), self._whole("batch", 32, 1),
+            self._whole("seed", 0, 0), self._keep(), self._number("clip", 0.0), tuple(
+                item for item in self.recipe.body if isinstance(item, ast.Weights)),
+            self.recipe.name.span)
+        self.sink.raise_if_any()
+        return result
+
+    def error(self, code: str, message: str, span: Span, help: str | None = None) -> Any:
+        self.sink.error(code, message, span, help=help)
+        return BROKEN
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _model(self) -> tuple[Definition, ast.Call]:
+        name = self.recipe.model.func
+        assert isinstance(name, ast.Name)
+        binding = self.module.scope.find(name.id)
+        value = binding.value if binding else None
+        if not isinstance(value, Definition) or value.kind != "model":
+            self.error("E415", f"no model is named `{name.id}`", name.span,
+                       did_you_mean(name.id, self.module.models))
+            self.sink.raise_if_any()
+        assert isinstance(value, Definition)
+        return value, self.recipe.model
+
+    def _keep_setting(self, item: ast.Setting) -> None:
+        name = item.name.id
+        if name not in SETTINGS:
+            self.error("E502", f"a recipe has no setting `{name}`", item.name.span,
+                       did_you_mean(name, SETTINGS) or f"settings: {', '.join(SETTINGS)}")
+        elif name in self.settings:
+            self.error("E120", f"`{name}` is given twice", item.name.span)
+        else:
+            self.settings[name] = item
+
+    def _apply_settings(self, overrides: dict[str, str]) -> None:
+        """Settings of the recipe itself that the command line replaces."""
+        for name in [name for name in overrides if name in SETTINGS]:
+            value = parse_value(name, overrides.pop(name))
+            self.settings[name] = ast.Setting(ast.Name(name, value.span), value, value.span)
+
+    def _apply_others(self, overrides: dict[str, str], model: Definition, call: ast.Call,
+                      optimizer: Call | None) -> tuple[ast.Call, Call | None]:
+        """Overrides of the optimizer's or the model's settings."""
+        rule = OPTIMIZERS.get(optimizer.name) if optimizer else None
+        params = [parameter.name.id for parameter in model.node.params]
+        for name, text in overrides.items():
+            value = parse_value(name, text)
+            if rule is not None and optimizer is not None and name in rule.attrs:
+                words = {**optimizer.settings, name: self._static(value, "E503")}
+                optimizer = replace(optimizer, kwargs=tuple(words.items()))
+            elif name in params:
+                word = ast.Keyword(ast.Name(name, value.span), value, value.span)
+                kept = tuple(w for w in call.kwargs if w.name.id != name)
+                call = replace(call, kwargs=(*kept, word))
+            else:
+                known = [*SETTINGS, *(rule.attrs if rule else ()), *params]
+                self.error("E502", f"there is no setting `{name}` to override", value.span,
+                           did_you_mean(name, known) or f"settings: {', '.join(known)}")
+        return call, optimizer
+
+    def _objective(self) -> Objective:
+        loss = self.settings.get("loss")
+        if loss is None:
+            self.error("E504", "a recipe needs a loss", self.recipe.name.span,
+                       "write `loss = cross_entropy(logits, label)`")
+        metrics = {item.name.id: item.value for item in self.recipe.body
+                   if isinstance(item, ast.Metric)}
+        targets = {item.name.id: item for item in self.recipe.body if isinstance(item, ast.Target)}
+        return Objective(loss.value if loss else None, metrics, targets)
+
+    def _data(self) -> dict[str, tuple[Call, ...]]:
+        found = {}
+        for item in self.recipe.body:
+            if not isinstance(item, ast.Data):
+                continue
+            if item.name.id not in ("train", "valid"):
+                self.error("E502", f"data is `train` or `valid`, not `{item.name.id}`",
+                           item.name.span, did_you_mean(item.name.id, ("train", "valid")))
+            flow = item.value
+            parts = [flow] if not isinstance(flow, ast.Flow) else \
+                [flow.source, *(stage.body for stage in flow.stages)]
+            calls = [self._call(part) for part in parts]
+            found[item.name.id] = tuple(call for call in calls if call is not None)
+        if "train" not in found:
+            self.error("E504", "a recipe needs data to train on", self.recipe.name.span,
+                       'write `data train = mnist("train") -> shuffle`')
+        return found
+
+    def _phases(self, optimizer: Call | None, overrides: Mapping[str, str]) -> tuple[Phase, ...]:
+        schedule = self._schedule(self.settings.get("schedule"))
+        written = [item for item in self.recipe.body if isinstance(item, ast.Phase)]
+        rules = tuple(item for item in self.recipe.body
+                      if isinstance(item, (ast.Freeze, ast.Unfreeze)))
+        if not written:
+            if optimizer is None:
+                self.error("E504", "a recipe needs an optimizer", self.recipe.name.span,
+                           "write `optimizer = sgd(lr=0.1)`")
+                return ()
+            return (Phase("train", self._whole("epochs", 1, 1), optimizer, schedule, rules),)
+        return tuple(self._phase(item, optimizer, schedule, rules if index == 0 else ())
+                     for index, item in enumerate(written))
+
+    def _phase(self, item: ast.Phase, optimizer: Call | None, schedule: Call | None,
+               rules: tuple) -> Phase:
+        own: dict[str, ast.Setting] = {}
+        for part in item.body:
+            if isinstance(part, ast.Setting):
+                if part.name.id not in PHASE_SETTINGS:
+                    self.error("E502", f"a phase has no setting `{part.name.id}`", part.name.span,
+                               did_you_mean(part.name.id, PHASE_SETTINGS) or
+                               f"settings: {', '.join(PHASE_SETTINGS)}")
+                own[part.name.id] = part
+            else:
+                rules = (*rules, part)
+        chosen = self._optimizer(own.get("optimizer"), optimizer)
+        if chosen is None:
+            self.error("E504", f"phase `{item.name.id}` needs an optimizer", item.name.span,
+                       "write `optimizer = sgd(lr=0.1)`")
+            chosen = Call("sgd", (), (("lr", 0.0),), item.span)
+        epochs = self._whole_of(own.get("epochs"), self._whole("epochs", 1, 1), 1)
+        return Phase(item.name.id, epochs, chosen,
+                     self._schedule(own["schedule"]) if "schedule" in own else schedule, rules)
+
+    def _optimizer(self, item: ast.Setting | None, default: Call | None) -> Call | None:
+        if item is None:
+            return default
+        call = self._call(item.value)
+        if call is None:
+            return default
+        rule = OPTIMIZERS.get(call.name)
+        if rule is None:
+            self.error("E503", f"no optimizer is named `{call.name}`", call.span,
+                       did_you_mean(call.name, OPTIMIZERS) or
+                       f"optimizers: {', '.join(OPTIMIZERS)}")
+            return default
+        words = dict(zip(rule.attrs, call.args, strict=False)) | call.settings
+        for name, value in words.items():
+            if name not in rule.attrs:
+                self.error("E503", f"`{call.name}` has no setting `{name}`", call.span,
+                           did_you_mean(name, rule.attrs) or
+                           f"settings: {', '.join(rule.attrs)}")
+            elif name != "betas" and (isinstance(value, str) or value is None):
+                self.error("E503", f"`{name}` must be a number, not {describe(value)}", call.span)
+        if "lr" not in words:
+            self.error("E503", f"`{call.name}` needs a learning rate", call.span,
+                       f"write `{call.name}(lr=0.01)`")
+        return replace(call, args=(), kwargs=tuple(words.items()))
+
+    def _schedule(self, item: ast.Setting | None) -> Call | None:
+        if item is None:
+            return None
+        call = self._call(item.value)
+        if call is not None and call.name not in SCHEDULES:
+            self.error("E503", f"no schedule is named `{call.name}`", call.span,
+                       did_you_mean(call.name, SCHEDULES) or
+                       f"schedules: {', '.join(SCHEDULES)}")
+        return call
+
+    def _keep(self) -> str:
+        item = self.settings.get("keep")
+        if item is None:
+            return ""
+        call = item.value
+        metrics = [m.name.id for m in self.recipe.body if isinstance(m, ast.Metric)]
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and \
+                call.func.id == "best" and len(call.args) == 1 and \
+                isinstance(call.args[0], ast.Name):
+            name = call.args[0].id
+            if name in (*metrics, "loss"):
+                return name
+            self.error("E503", f"`keep` names no metric: `{name}`", call.args[0].span,
+                       did_you_mean(name, (*metrics, "loss")) or
+                       f"metrics: {', '.join(metrics) or 'none'}")
+        elif not (isinstance(call, ast.Name) and call.id == "last"):
+            self.error("E503", "`keep` is `best(METRIC)` or `last`", call.span)
+        return ""
+
+    # --- values ---------------------------------------------------------------------------------
+
+    def _whole(self, name: str, default: int, least: int) -> int:
+        return self._whole_of(self.settings.get(name), default, least)
+
+    def _whole_of(self, item: ast.Setting | None, default: int, least: int) -> int:
+        if item is None:
+            return default
+        value = self._static(item.value, "E503")
+        if value is BROKEN:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self.error("E503", f"`{item.name.id}` must be a whole number of at least {least}, "
+                       f"not {describe(value)}", item.value.span)
+            return default
+        return value
+
+    def _number(self, name: str, default: float) -> float:
+        item = self.settings.get(name)
+        value = default if item is None else self._static(item.value, "E503")
+        if value is BROKEN:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            assert item is not None
+            self.error("E503", f"`{name}` must be a number of at least 0, not {describe(value)}",
+                       item.value.span)
+            return default
+        return float(value)
+
+    def _static(self, expr: Any, code: str) -> Any:
+        value = self.ev.eval(expr)
+        if value is not BROKEN and not is_static(value):
+            return self.error(code, f"this must be a number, a text or a list, not "
+                              f"{describe(value)}", expr.span)
+        return value
+
+    def _call(self, expr: Any) -> Call | None:
+        """A call by its name; a bare name is a call without arguments."""
+        if isinstance(expr, ast.Name):
+            return Call(expr.id, (), (), expr.span)
+        if not (isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name)):
+            self.error("E503", "a call such as `name(1, key=2)` is expected here", expr.span)
+            return None
+        args = tuple(self._static(arg, "E503") for arg in expr.args)
+        words = tuple((w.name.id, self._static(w.value, "E503")) for w in expr.kwargs)
+        if BROKEN in args or any(value is BROKEN for _, value in words):
+            return None
+        return Call(expr.func.id, args, words, expr.span)
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The expression of an override given as text. Raises CompileError.
+
+    A bare word that is no number is a text: `-o folder=data` and `-o folder="data"` are the same.
+    """
+    written = text
+    if re.fullmatch(r"[A-Za-z_./~-][\w./~-]*", text) and text not in ("true", "false", "none"):
+        written = literal(text) if "/" in text or "." in text or "-" in text else text
+    file = parse(Source(f"<-o {name}>", f"const given = {written}"))
+    declaration = file.declarations[0]
+    assert isinstance(declaration, ast.Const)
+    return declaration.value
+
+
+def frozen_keys(rules: Iterable[ast.Freeze | ast.Unfreeze], keys: Iterable[str],
+                sink: Sink | None = None) -> set[str]:
+    """Which parameter keys are frozen after all rules. A pattern that matches none is E506."""
+    keys = list(keys)
+    frozen: set[str] = set()
+    for rule in rules:
+        chosen = set()
+        for pattern in rule.patterns:
+            matched = {key for key in keys if matches(pattern.value, key)}
+            if not matched and sink is not None:
+                sink.error("E506", f'no parameter matches "{pattern.value}"', pattern.span,
+                           help="`*` stands for one part of a path, `**` for any number")
+            chosen |= matched
+        for pattern in rule.exceptions:
+            chosen -= {key for key in keys if matches(pattern.value, key)}
+        frozen = frozen | chosen if isinstance(rule, ast.Freeze) else frozen - chosen
+    return frozen
+
+
+def matches(pattern: str, key: str) -> bool:
+    """Whether a path pattern fits a key: `*` is within one part, `**` any number of parts."""
+    parts = re.split(r"(\*\*|\*)", pattern)
+    written = "".join({"**": ".*", "*": "[^.]*"}.get(part, re.escape(part)) for part in parts)
+    return re.fullmatch(written, key) is not None

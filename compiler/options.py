@@ -1,0 +1,40 @@
+"""Options of one process: the only reader of environment variables.
+
+LAMINA_CACHE is the folder of compiled kernels, LAMINA_THREADS the number of threads, and
+NO_COLOR (https://no-color.org) turns colours off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
+
+TARGETS = ("cpu", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to compile and run. `threads` and `cache_folder` None: as the machine suggests."""
+
+    target: str = "cpu"
+    threads: int | None = None
+    cache_folder: Path | None = None
+    color: bool = True
+
+
+def from_environment(environment: Mapping[str, str] | None = None) -> Options:
+    """The options that environment variables ask for. Raises CompileError for a bad one."""
+    values = os.environ if environment is None else environment
+    folder = values.get("LAMINA_CACHE")
+    text = values.get("LAMINA_THREADS")
+    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
+        source = Source("<environment>", f"LAMINA_THREADS={text}")
+        raise CompileError(Diagnostic("E416", f"LAMINA_THREADS must be a number of at least 1, "
+                                      f"not {text!r}", Span(source, 0, len(source.text))))
+    return Options(threads=int(text) if text else None,
+                   cache_folder=Path(folder) if folder else None,
+                   color=not values.get("NO_COLOR"))
