@@ -20,7 +20,6 @@ from lamina.compiler.frontend.values import (
     Scope,
     Tensor,
     describe,
-    is_static,
 )
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import TensorType
@@ -124,18 +123,11 @@ def build(module: Module, definition: Definition, call: ast.Call | None = None, 
 
 
 def bind_constants(ctx: Context, module: Module) -> None:
-    """Evaluate the constants of a file, once."""
-    dummy = ast.Block(ast.Name(module.file.source.name, module.file.span), (), (), module.file.span)
-    instance = Instance(Definition("block", dummy, module.scope), module.scope, "", None)
+    """Evaluate the constants of a file, used or not."""
+    body = ast.Block(ast.Name(module.file.source.name, module.file.span), (), (), module.file.span)
+    instance = Instance(Definition("block", body, module.scope), module.scope, "", None)
     for const in module.constants:
-        if const.name.id in module.scope.names:
-            continue
-        value = Evaluator(ctx, instance, module.scope).eval(const.value)
-        if value is not BROKEN and not is_static(value):
-            ctx.error("E318", f"a constant must be known when compiled, not {describe(value)}",
-                      const.value.span)
-        module.scope.names[const.name.id] = Binding(value, const.name.span, "local", const.value,
-                                                    module.scope)
+        Evaluator(ctx, instance, module.scope).eval(const.name)
 
 
 # --- losses and metrics -------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,9 +57,10 @@ class Context:
         self.params: dict[str, Tensor] = {}
         self.updates: dict[str, Tensor] = {}
         self.ties: dict[str, tuple[str, Span]] = {}  # parameter path -> the path it shares
-        self.used_ties: set[str] = set()
+        self.requested: set[str] = set()  # the paths that layers asked for
         self.place: Span | None = None  # the user's line while inside the layer library
         self.reported: set[tuple[str, int, int, str]] = set()
+        self.evaluating: list[str] = []  # constants on the way to the one that is evaluated
         self.instantiate: Callable[..., Any] = _not_ready
 
     # --- diagnostics ----------------------------------------------------------------------------
@@ -122,12 +124,19 @@ class Context:
     def refused(self, error: OpError, op: Op, operands: list[Any], span: Span,
                 instance: Instance, spans: list[Span | None]) -> Any:
         """The diagnostic of an operator's refusal."""
-        labels = [Label(place, f"{shape_text(x.shape)}") for x, place in zip(operands, spans)
+        about_type = error.code in ("E204", "E205")
+        labels = [Label(place, str(x.type) if about_type else shape_text(x.shape))
+                  for x, place in zip(operands, spans, strict=False)
                   if isinstance(x, Tensor) and place is not None]
         notes = [] if labels else [
             Note(f"operand {index} of `{op.name}` is {x.type}")
             for index, x in enumerate(operands) if isinstance(x, Tensor)]
-        return self.error(error.code, error.message, span, instance, labels=labels, notes=notes,
+        message = error.message
+        if op.kind == "composite":  # its parts are not what the user wrote
+            message = re.sub(r"^`\w+`", f"`{op.name}`", message)
+        if instance.definition.library:
+            message = re.sub(r"^`\w+`", f"`{instance.definition.name}`", message)
+        return self.error(error.code, message, span, instance, labels=labels, notes=notes,
                           help=error.help)
 
     def rng(self, span: Span, instance: Instance) -> Tensor:
@@ -138,9 +147,8 @@ class Context:
     def parameter(self, key: str, shape: tuple[int, ...], dtype: str, initial: Initial,
                   trainable: bool, span: Span, instance: Instance) -> Any:
         """The parameter of this path: new, or the one made before (shared and tied ones)."""
-        if key in self.ties:
-            self.used_ties.add(key)
-            key = self.ties[key][0]
+        self.requested.add(key)
+        key = self.tied(key)
         type = TensorType(shape, dtype)
         known = self.params.get(key)
         if known is not None:
@@ -154,6 +162,12 @@ class Context:
             value = self.builder.emit(REGISTRY["param"], (), attrs)
         self.params[key] = Tensor(value, type)
         return self.params[key]
+
+    def tied(self, key: str) -> str:
+        """The path that holds the parameter of this path, through all ties."""
+        while key in self.ties:
+            key = self.ties[key][0]
+        return key
 
     def quiet_truth(self, evaluator: Any, condition: Any) -> Any:
         """A condition's truth, or BROKEN where it is not known before the sizes are."""

@@ -15,6 +15,7 @@ from lamina.compiler.frontend.values import (
     BROKEN,
     Binding,
     Builtin,
+    Constant,
     Definition,
     Layer,
     OpRef,
@@ -24,10 +25,11 @@ from lamina.compiler.frontend.values import (
     Tensor,
     describe,
     is_static,
+    typed,
 )
 from lamina.compiler.ir.graph import Scope as Row
 from lamina.compiler.ir.op import Op, OpError
-from lamina.compiler.ir.types import DTYPES, Dim, Expression, shape_text
+from lamina.compiler.ir.types import DTYPES, Dim, Expression, ceil_div, shape_text
 from lamina.compiler.ops.define import REGISTRY, normalize_axes
 from lamina.compiler.ops.shape import split_bounds
 from lamina.compiler.syntax import ast
@@ -91,7 +93,7 @@ class Evaluator:
         """A condition known when compiled: True, False or BROKEN."""
         value = self.eval(expr)
         if isinstance(value, (Tensor, Result)):
-            return self.error("E403", "a condition must be known when compiled, this one depends "
+            return self.error("E318", "a condition must be known when compiled, this one depends "
                               f"on {describe(value)}", expr.span,
                               help="use `select(condition, a, b)` to choose per element")
         return value if value is BROKEN else bool(value)
@@ -99,6 +101,8 @@ class Evaluator:
     def _name(self, expr: ast.Name) -> Any:
         binding = self.scope.find(expr.id)
         if binding is not None:
+            if isinstance(binding.value, Constant):
+                return self._constant(binding, binding.value, expr)
             return binding.value
         if expr.id == "training":
             return self.ctx.training
@@ -108,7 +112,30 @@ class Evaluator:
             return self.error("E306", "`_` stands for the piped value, and nothing is piped here",
                               expr.span, help="use it inside a stage, after `->`")
         return self.error("E301", f"`{expr.id}` is not defined here", expr.span,
-                          help=did_you_mean(expr.id, self.scope.visible()))
+                          help=did_you_mean(expr.id, self.scope.visible()) or
+                          _symbol_help(expr.id))
+
+    def _constant(self, binding: Binding, constant: Constant, expr: ast.Name) -> Any:
+        """The value of a constant, kept for its next use."""
+        node, before = constant.node, self.ctx.evaluating
+        if node.name.id in before:
+            chain = " -> ".join((*before, node.name.id))
+            return self.error("E402", f"the constant `{node.name.id}` needs itself: {chain}",
+                              expr.span, help="give one of them a number")
+        self.ctx.evaluating = [*before, node.name.id]
+        value = self.inside(constant.scope).eval(node.value)
+        self.ctx.evaluating = before
+        if value is BROKEN:
+            return BROKEN
+        if not is_static(value):
+            return self.error("E318", "a constant must be known when compiled, not "
+                              f"{describe(value)}", node.value.span)
+        if typed(value, node.annotation) is BROKEN:
+            return self.error("E411", f"`{node.name.id}` must be of type "
+                              f"`{node.annotation.span.text}`, not {describe(value)}",  # type: ignore[union-attr]
+                              node.value.span)
+        binding.value = value
+        return value
 
     def _number(self, expr: ast.Number | ast.String | ast.Bool) -> Any:
         return expr.value
@@ -137,7 +164,9 @@ class Evaluator:
                               f"outputs: {', '.join(value.outputs)}")
         if isinstance(value, Layer) and value.shared:
             return self._layer_parameter(value, expr)
-        return self.error("E307", f"{describe(value)} has no `{expr.name}`", expr.span)
+        return self.error("E307", f"{describe(value)} has no `{expr.name}`", expr.span,
+                          help="a tensor has `.T`; an annotation such as `x: [B, D]` names its "
+                          "sizes" if isinstance(value, Tensor) else None)
 
     def _transposed(self, x: Tensor, span: Span) -> Any:
         rank = len(x.shape)
@@ -205,7 +234,7 @@ class Evaluator:
             starts.append(start)
             stops.append(stop)
             steps.append(step)
-            shape += [(stop - start + step - 1) // step] if kept else []
+            shape += [ceil_div(stop - start, step)] if kept else []
             axis += 1
         cut = self.ctx.apply(REGISTRY["slice"], [x], {"starts": tuple(starts), "stops":
                              tuple(stops), "steps": tuple(steps)}, expr.span, self.instance)
@@ -214,31 +243,30 @@ class Evaluator:
 
     def _bounds(self, index: Any, size: Dim) -> Any:
         """(start, stop, step, whether the axis stays) of one index."""
-        def value(part, default):
-            got = default if part is None else self.eval(part)
-            return got + size if isinstance(got, int) and got < 0 else got
-
-        if isinstance(index, ast.Slice):
-            step = 1 if index.step is None else self.eval(index.step)
-            start, stop = value(index.start, 0), value(index.stop, size)
-            kept = True
-        else:
-            start = value(index, 0)
-            stop, step, kept = (BROKEN if start is BROKEN else start), 1, False
-        for one in (start, stop, step):
+        kept = isinstance(index, ast.Slice)
+        parts = [(index.start, 0), (index.stop, size), (index.step, 1)] if kept else [(index, 0)]
+        numbers = [default if part is None else self.eval(part) for part, default in parts]
+        for one in numbers:
             if one is BROKEN:
                 return BROKEN
             if isinstance(one, bool) or not isinstance(one, (int, Expression)):
                 return self.error("E317", f"an index must be a whole number, not {describe(one)}",
                                   index.span)
         if not kept:
-            stop = start + 1
-        if isinstance(stop, int) and isinstance(size, int) and stop > size:
-            if not kept:
-                return self.error("E214", f"index {start} is outside an axis of {size}",
-                                  index.span)
-            stop = size
-        return start, stop, step, kept
+            start = _from_the_end(numbers[0], size)
+            inside = start >= 0 if isinstance(start, int) else True
+            if not inside or isinstance(start, int) and isinstance(size, int) and start >= size:
+                return self.error("E214", f"index {numbers[0]} is outside an axis of {size}",
+                                  index.span, help="axes are counted from 0, or from the end "
+                                  "with negative numbers")
+            return start, start + 1, 1, False
+        start, stop = (_clamped(_from_the_end(one, size), size) for one in numbers[:2])
+        if not isinstance(numbers[2], int) or numbers[2] < 1:
+            return self.error("E214", f"the step of a slice must be 1 or more, not {numbers[2]}",
+                              index.span, help="`flip(x, axes=(1,))` turns an axis round")
+        if isinstance(start, int) and isinstance(stop, int):
+            stop = max(start, stop)
+        return start, stop, numbers[2], True
 
     def _unary(self, expr: ast.Unary) -> Any:
         if expr.op == "not":
@@ -404,7 +432,7 @@ class Evaluator:
                           f"{describe(args[0]) if args else 'nothing'}", expr.span)
 
     def _split(self, x: Tensor, args: list[Any], expr: ast.Call) -> Any:
-        attrs = self.attributes(expr, [x], ("parts", "axis"), args)
+        attrs = self.attributes("split", expr, [x], ("parts", "axis"), args)
         if attrs is BROKEN:
             return BROKEN
         parts, axis = attrs.get("parts"), attrs.get("axis", 0)
@@ -420,14 +448,19 @@ class Evaluator:
                                                             "axis": axis}, expr.span,
                                     self.instance) for i in range(parts))
 
-    def attributes(self, call: Any, operands: list[Any], names: tuple[str, ...],
+    def attributes(self, what: str, call: Any, operands: list[Any], names: tuple[str, ...],
                    extra: list[Any]) -> Any:
         """Attributes by name from the remaining positional values and the keywords."""
+        listed = ", ".join(names)
         if len(extra) > len(names):
-            return self.error("E201", f"too many arguments: at most {len(names)} here "
-                              f"({', '.join(names)})", call.span)
+            takes = f"takes {len(names)} settings ({listed})" if names else "takes no settings"
+            return self.error("E201", f"`{what}` {takes}, {len(extra)} given", call.span)
         attrs: dict[str, Any] = dict(zip(names, extra, strict=False))
         for word in call.kwargs if isinstance(call, ast.Call) else ():
+            if word.name.id not in names:
+                return self.error("E202", f"`{what}` has no setting `{word.name.id}`",
+                                  word.name.span, help=did_you_mean(word.name.id, names) or
+                                  f"its settings: {listed or 'none'}")
             value = self._axis(word, operands) if word.name.id == "axis" else self.eval(word.value)
             if value is BROKEN:
                 return BROKEN
@@ -468,7 +501,7 @@ class Evaluator:
                 return self.error("E309", f"`{op.name}` works on tensors, not on "
                                   f"{describe(operand)}", span)
         names = tuple(name for name in op.attrs if name not in ("layout", "salt"))
-        attrs = self.attributes(call, operands, names, args[count:])
+        attrs = self.attributes(op.name, call, operands, names, args[count:])
         if attrs is BROKEN:
             return BROKEN
         if "salt" in op.attrs and "salt" not in attrs:
@@ -548,9 +581,12 @@ class Evaluator:
         if isinstance(callee, Builtin) and callee.name == "split" and call is not None:
             args = [self.eval(arg) for arg in call.args]
             return self._split(piped[0], args, call)
-        what = f"`{body.span.text}` is {describe(callee)}" if len(body.span.text) < 40 \
-            else f"this is {describe(callee)}"
-        return self.error("E406", f"{what}, not a layer", body.span,
+        head = call.func if call else body
+        what = f"`{head.span.text}`" if len(head.span.text) < 40 else "this"
+        known = self.scope.find(head.id) if isinstance(head, ast.Name) else None
+        notes = [Note(f"{what} is defined here", known.span)] if known and known.span else []
+        return self.error("E406", f"{what} is {describe(callee)}, not a layer", head.span,
+                          notes=notes,
                           help="after `->` comes a layer; to combine values write "
                                "`(a, b) -> ...` or an expression")
 
@@ -665,10 +701,29 @@ class Evaluator:
             values = item if len(body.targets) > 1 else (item,)
             if not isinstance(values, (tuple, list)) or len(values) != len(body.targets):
                 return self.error("E407", f"{len(body.targets)} names for {describe(item)}",
-                                  body.span)
+                                  body.targets[0].span.to(body.targets[-1].span))
             rounds.append({t.id: Binding(v, t.span, "local")
                            for t, v in zip(body.targets, values, strict=True)})
         return rounds
+
+
+def _symbol_help(name: str) -> str | None:
+    if not name[:1].isupper() or len(name) > 40:
+        return None
+    return f"a symbol gets its meaning from a shape, as in `input x: [B, {name}]`"
+
+
+def _from_the_end(index: Any, size: Dim) -> Any:
+    """An index counted from 0."""
+    return index + size if isinstance(index, int) and index < 0 else index
+
+
+def _clamped(bound: Any, size: Dim) -> Any:
+    """A bound of a slice, moved to the nearest end of the axis where that is known."""
+    if isinstance(bound, int):
+        bound = max(bound, 0)
+        return min(bound, size) if isinstance(size, int) else bound
+    return bound
 
 
 def describe_binding(scope: Scope, name: str) -> Origin | None:

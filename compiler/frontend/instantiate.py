@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import shapes
 from lamina.compiler.frontend.context import MAX_DEPTH, Context, Instance
 from lamina.compiler.frontend.evaluate import Evaluator
-from lamina.compiler.frontend.library import did_you_mean
+from lamina.compiler.frontend.library import did_you_mean, unknown_setting
 from lamina.compiler.frontend.naming import segments
 from lamina.compiler.frontend.values import (
     BROKEN,
@@ -22,14 +23,17 @@ from lamina.compiler.frontend.values import (
     Scope,
     Tensor,
     describe,
+    describe_static,
+    is_static,
+    typed,
 )
 from lamina.compiler.ir.op import OpError
 from lamina.compiler.ir.types import DTYPES, Expression, TensorType
 from lamina.compiler.ops.define import REGISTRY
-from lamina.compiler.ops.initial import INITIALIZERS, check_initializer
+from lamina.compiler.ops.initial import INITIALIZERS, check_initializer, check_shape
 from lamina.compiler.syntax import ast
 
-NUMERIC = {"int": int, "float": (int, float), "bool": bool, "str": str}
+KNOWN_SIZES = "give the size a number in the model's input"
 
 
 def instantiate(caller: Evaluator, definition: Definition, call: ast.Call | None,
@@ -87,10 +91,24 @@ def bind_arguments(caller: Evaluator, instance: Instance, call: ast.Call | None,
         given[word.name.id] = (word.value, home)
     if call is not None and not _collect(caller, definition, call, given):
         return False
+    missing = [p for p in params if p.default is None and p.name.id not in given]
+    if missing:
+        _report_missing(caller, definition, missing, span)
+        return False
     fine = True
     for parameter in params:
         fine &= _bind(caller, inner, parameter, given, span)
     return fine
+
+
+def _report_missing(caller: Evaluator, definition: Definition, missing: list[ast.Parameter],
+                    span: Span) -> None:
+    listed = ", ".join(f"`{parameter.name.id}`" for parameter in missing)
+    words = ", ".join(f"{parameter.name.id}=..." for parameter in missing)
+    caller.error("E410", f"`{definition.name}` needs a value for {listed}", span,
+                 notes=[Note(f"`{parameter.span.text}` is declared here", parameter.span)
+                        for parameter in missing],
+                 help=f"write `{definition.name}({words})`")
 
 
 def _collect(caller: Evaluator, definition: Definition, call: ast.Call,
@@ -109,10 +127,8 @@ def _collect(caller: Evaluator, definition: Definition, call: ast.Call,
     positional = set(names[:len(call.args)])
     for word in call.kwargs:
         if word.name.id not in names:
-            caller.error("E409", f"`{definition.name}` has no setting `{word.name.id}`",
-                         word.name.span, notes=[Note("defined here", definition.node.name.span)],
-                         help=did_you_mean(word.name.id, names) or
-                         f"its settings: {', '.join(names) or 'none'}")
+            one = unknown_setting(definition, word)
+            caller.error(one.code, one.message, one.span, notes=one.notes, help=one.help)
             return False
         if word.name.id in positional:
             caller.error("E120", f"`{word.name.id}` is given twice", word.span)
@@ -128,51 +144,23 @@ def _bind(caller: Evaluator, inner: Evaluator, parameter: ast.Parameter,
         expression, evaluator = given[name]
         value, kind = evaluator.eval(expression), "argument"
         called = expression.span
-    elif parameter.default is not None:
+    else:
+        assert parameter.default is not None
         expression, evaluator = parameter.default, inner
         value, kind, called = inner.eval(expression), "local", parameter.span
-    else:
-        caller.error("E410", f"`{inner.instance.definition.name}` needs a value for `{name}`",
-                     span, notes=[Note("declared here", parameter.span)],
-                     help=f"write `{inner.instance.definition.name}({name}=...)`")
-        return False
     if value is BROKEN:
         inner.scope.names[name] = Binding(BROKEN, parameter.name.span, "argument")
         return False
-    checked = _typed(value, parameter.annotation)
+    checked = typed(value, parameter.annotation)
     if checked is BROKEN:
-        evaluator.error("E411", f"`{name}` must be {parameter.annotation.span.text}, not "  # type: ignore[union-attr]
+        evaluator.error("E411", f"`{name}` must be of type "
+                        f"`{parameter.annotation.span.text}`, not "  # type: ignore[union-attr]
                         f"{describe(value)}", called,
                         notes=[Note("declared here", parameter.span)])
         return False
     inner.scope.names[name] = Binding(checked, parameter.name.span, kind, expression,
                                       evaluator.scope, span)
     return True
-
-
-def _typed(value: Any, annotation: ast.Type | None) -> Any:
-    """The value, when it is of the annotated type."""
-    if not isinstance(annotation, ast.NamedType):
-        return value
-    if annotation.name == "list":
-        if not isinstance(value, (tuple, list, range)):
-            return BROKEN
-        items = tuple(_typed(item, annotation.args[0]) if annotation.args else item
-                      for item in value)
-        return BROKEN if any(item is BROKEN for item in items) else items
-    if annotation.name == "layer":
-        return value if isinstance(value, (Layer, Definition, OpRef)) else BROKEN
-    wanted = NUMERIC.get(annotation.name)
-    if wanted is None or value is None:
-        return value
-    if isinstance(value, Expression):
-        return value if annotation.name in ("int", "float") else BROKEN
-    if isinstance(value, bool) and annotation.name != "bool":
-        return BROKEN
-    if annotation.name in ("int", "float") and isinstance(value, tuple):
-        # A pair where a number is expected: kernel=(3, 5).
-        return value if all(_typed(item, annotation) is not BROKEN for item in value) else BROKEN
-    return value if isinstance(value, wanted) else BROKEN
 
 
 # --- bodies -------------------------------------------------------------------------------------
@@ -188,7 +176,8 @@ class _Body:
         self.inputs = [s for s in instance.definition.node.body if isinstance(s, ast.Input)]
         self.outputs: dict[str, Any] = {}
         self.buffers: dict[str, tuple[str, Tensor]] = {}
-        self.broken = False
+        self.broken = False  # whether a value could not be made
+        self.failed = False  # whether an assertion does not hold: what follows means nothing
 
 
 def _run_body(ctx: Context, instance: Instance, piped: list[Any], span: Span) -> Any:
@@ -199,6 +188,8 @@ def _run_body(ctx: Context, instance: Instance, piped: list[Any], span: Span) ->
     ordered = sorted(instance.definition.node.body, key=lambda s: not isinstance(s, ast.Tie))
     for statement in ordered:
         _STATEMENTS[type(statement)](body, statement)
+        if body.failed:
+            return BROKEN
     if not body.outputs:
         if not body.broken:
             body.ev.error("E412", f"`{instance.definition.name}` has no output",
@@ -222,7 +213,8 @@ def _right_count(body: _Body) -> bool:
     body.ctx.error("E401", f"`{name}` takes {needed} input{'' if needed == 1 else 's'} ({listed}), "
                    f"{given} piped", body.span, caller,
                    notes=[Note("defined here", body.instance.definition.node.name.span)],
-                   help=f"write `({listed}) -> {name}`" if needed > 1 else None)
+                   help=f"write `({listed}) -> {name}`" if needed > 1 else
+                   f"join the values first, as in `-> concat(axis=1) -> {name}`")
     return False
 
 
@@ -236,8 +228,10 @@ def _input(body: _Body, statement: ast.Input) -> None:
             value = body.ctx.error("E309", f"`{body.instance.definition.name}` takes tensors, not "
                                    f"{describe(value)}", body.span, body.instance.parent)
         elif isinstance(statement.annotation, ast.TensorType):
-            value = shapes.match(body.ev, statement.annotation, value, f"`{name.id}`",
-                                 body.span, called=body.span)
+            definition = body.instance.definition
+            what = f"the input of `{definition.name}`" if definition.library else f"`{name.id}`"
+            value = shapes.match(body.ev, statement.annotation, value, what, body.span,
+                                 called=body.span)
     else:
         value = body.ev.eval(statement.value)
     _assign_name(body, name, value, "input")
@@ -323,7 +317,18 @@ def _initializer_call(body: _Body, expr: ast.Call, name: ast.Name) -> Any:
         check_initializer(name.id, args)
     except OpError as error:
         return body.ev.error("E320", error.message, expr.span, help=error.help)
+    sizes = [arg for arg in args if isinstance(arg, Expression)]
+    if sizes:
+        return body.ev.error("E321", f"the initial value depends on `{sizes[0]}`, which is not "
+                             "known when compiled", expr.span, help=KNOWN_SIZES)
+    wrong = next((arg for arg in args if arg is not None and not _finite(arg)), None)
+    if wrong is not None:
+        return body.ev.error("E320", f"`{name.id}` takes numbers, not {describe(wrong)}", expr.span)
     return Initial(name.id, tuple(args))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -351,7 +356,13 @@ def _make_param(body: _Body, statement: ast.Param | ast.Buffer, initial: Initial
     if unknown:
         return body.ev.error("E321", f"the shape of parameter `{statement.name.id}` depends on "
                              f"`{unknown[0]}`, which is not known when compiled", annotation.span,
-                             help="give the size a number in the model's input")
+                             help=KNOWN_SIZES)
+    try:
+        check_shape(initial.name, initial.args, tuple(sizes))
+    except OpError as error:
+        place = statement.value or statement
+        return body.ev.error(error.code, f"`{initial.name}`: {error.message}", place.span,
+                             help=error.help)
     return body.ctx.parameter(_key(body, statement.name.id), tuple(sizes),
                               annotation.dtype or "f32", initial,
                               isinstance(statement, ast.Param), statement.span, body.instance)
@@ -372,7 +383,15 @@ def _shared(body: _Body, statement: ast.Shared) -> None:
 
 def _tie(body: _Body, statement: ast.Tie) -> None:
     left, right = (_key(body, ".".join(side.parts)) for side in (statement.left, statement.right))
-    body.ctx.ties[left] = (right, statement.span)
+    known = body.ctx.ties.get(left)
+    if known is not None:
+        body.ev.error("E302", f"`{left}` is tied twice", statement.left.span,
+                      notes=[Note("first tied here", known[1])])
+    elif body.ctx.tied(right) == left:
+        body.ev.error("E414", f"`tie`: `{left}` and `{right}` are tied in a circle",
+                      statement.span, help="leave this tie out")
+    else:
+        body.ctx.ties[left] = (right, statement.span)
 
 
 def _assert(body: _Body, statement: ast.Assert) -> None:
@@ -380,26 +399,38 @@ def _assert(body: _Body, statement: ast.Assert) -> None:
     if value is not False:
         return
     text = statement.message.value if statement.message else "the assertion does not hold"
-    notes = [Note(origin.text, origin.span)
-             for origin in _facts(body.ev, statement.condition)]
-    body.broken = True
+    notes = _facts(body.ev, statement.condition)
+    body.failed = True
     body.ctx.error("E413", text, statement.condition.span, body.instance, notes=notes)
 
 
-def _facts(ev: Evaluator, expr: Any) -> list[Any]:
+def _facts(ev: Evaluator, expr: Any) -> list[Note]:
     """What the names in a condition stand for."""
     found, todo, seen = [], [expr], set()
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Name) and node.id not in seen:
             seen.add(node.id)
-            origin = ev.describe_name(node.id, None)
-            found += [origin] if origin else []
+            found += _fact(ev.scope, node.id)
         elif ast.is_node(node):
             todo += ast.parts(node)
         elif isinstance(node, tuple):
             todo += node
-    return sorted(found, key=lambda origin: origin.text)
+    return sorted(found, key=lambda note: note.text)
+
+
+def _fact(scope: Scope, name: str) -> list[Note]:
+    binding = scope.find(name)
+    if binding is None or binding.span is None or not is_static(binding.value):
+        return []
+    given = binding.kind == "argument" and binding.expression is not None
+    text = binding.expression.span.text if given and binding.expression else ""
+    value = describe_static(binding.value)
+    steps = f" = {text}" if text and text != value else ""
+    if value == name:
+        return []
+    return [Note(f"`{name}`{steps} = {value}",
+                 binding.expression.span if given and binding.expression else binding.span)]
 
 
 def _assign(body: _Body, statement: ast.Assign) -> None:
@@ -431,7 +462,7 @@ def _unpack(body: _Body, statement: ast.Assign, value: Any) -> None:
     if value is not BROKEN and (not isinstance(values, (tuple, list)) or len(values) != count):
         got = f"{len(values)} values" if isinstance(values, (tuple, list)) else describe(value)
         value = body.ev.error("E407", f"{count} names on the left, {got} on the right",
-                              statement.span)
+                              statement.targets[0].span.to(statement.targets[-1].span))
     for index, name in enumerate(statement.targets):
         _assign_name(body, name, BROKEN if value is BROKEN else values[index], "local")
 
@@ -470,7 +501,8 @@ def _output(body: _Body, statement: ast.Output) -> None:
                            (item.value or item.name).span)
         if value is not BROKEN and not isinstance(value, Tensor):
             value = body.ev.error("E309", f"the output `{item.name.id}` is {describe(value)}, "
-                                  "not a tensor", (item.value or item.name).span)
+                                  "not a tensor", (item.value or item.name).span,
+                                  help=_output_help(value))
         if value is BROKEN:
             body.broken = True
         if item.name.id in body.outputs:
@@ -480,6 +512,15 @@ def _output(body: _Body, statement: ast.Output) -> None:
             _assign_name(body, item.name, value, "output", item.value)
 
 
+def _output_help(value: Any) -> str | None:
+    if isinstance(value, (Layer, Definition, OpRef)):
+        return "feed a layer with `->`, as in `x -> linear(10)`"
+    if isinstance(value, Result):
+        names = list(value.outputs)
+        return f"name them, as in `{', '.join(names)} = ...`, or take one with `.{names[0]}`"
+    return None
+
+
 _STATEMENTS: dict[type, Callable[[_Body, Any], None]] = {
     ast.Input: _input, ast.Param: _param, ast.Buffer: _param, ast.State: _state,
     ast.Memory: _state, ast.Shared: _shared, ast.Tie: _tie, ast.Assert: _assert,
@@ -487,7 +528,8 @@ _STATEMENTS: dict[type, Callable[[_Body, Any], None]] = {
 }
 
 
-def build_model(ctx: Context, definition: Definition, call: ast.Call | None) -> tuple[Any, Instance]:
+def build_model(ctx: Context, definition: Definition,
+                call: ast.Call | None) -> tuple[Any, Instance]:
     """The model itself: its outputs as a Result (or BROKEN), and its instance."""
     ctx.instantiate = instantiate
     span = definition.node.name.span if call is None else call.span
@@ -497,8 +539,17 @@ def build_model(ctx: Context, definition: Definition, call: ast.Call | None) -> 
     if not bind_arguments(outside, instance, call, span):
         return BROKEN, instance
     result = _run_body(ctx, instance, [], span)
-    for key, (_, place) in ctx.ties.items():
-        if key not in ctx.used_ties and result is not BROKEN:
-            ctx.error("E414", f"`tie`: no parameter is named `{key}`", place, instance,
-                      help=did_you_mean(key, ctx.params))
+    if result is not BROKEN:
+        _check_ties(ctx, instance)
     return result, instance
+
+
+def _check_ties(ctx: Context, instance: Instance) -> None:
+    """Both sides of a tie must be parameters that layers asked for."""
+    for left, (right, place) in ctx.ties.items():
+        for key in (left, right):
+            if key not in ctx.requested:
+                known = ctx.requested - {left, right}
+                ctx.error("E414", f"`tie`: no parameter is named `{key}`", place, instance,
+                          help=did_you_mean(key, known) or
+                          f"parameters: {', '.join(sorted(known)[:8])}")

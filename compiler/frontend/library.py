@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from lamina.compiler.errors import CompileError, Diagnostic, Note, Sink, Source, Span, suggest
-from lamina.compiler.frontend.values import Binding, Builtin, Definition, OpRef, Scope
+from lamina.compiler.frontend.values import Binding, Builtin, Constant, Definition, OpRef, Scope
 from lamina.compiler.ops import OPS
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.parse import parse, read_source
@@ -75,6 +75,9 @@ class Module:
                 self._recipe(declaration)
             elif isinstance(declaration, ast.Const):
                 self.constants.append(declaration)
+                self.bind(declaration.name, Binding(Constant(declaration, self.scope),
+                                                    declaration.name.span, "local",
+                                                    declaration.value, self.scope))
         for declaration in self.file.declarations:
             if isinstance(declaration, ast.Alias):
                 self._alias(declaration)
@@ -115,6 +118,10 @@ class Module:
                             alias.target.args[0].span,
                             help=f"write `{target.id}(name=value)`")
             return
+        settings = [parameter.name.id for parameter in base.node.params]
+        for word in alias.target.kwargs:
+            if word.name.id not in settings:
+                self.sink.add(unknown_setting(base, word))
         given = {word.name.id for word in alias.target.kwargs}
         kept = tuple(word for word in base.settings if word.name.id not in given)
         self._define(alias.name, Definition(base.kind, base.node, base.scope,
@@ -156,6 +163,15 @@ class Module:
                                           statement.file.span,
                                           help="move what both need into a third file"))
         return load_path(path, self.loading)
+
+
+def unknown_setting(definition: Definition, word: ast.Keyword, path: str = "") -> Diagnostic:
+    """The diagnostic for a setting that a definition does not have."""
+    names = [parameter.name.id for parameter in definition.node.params]
+    return Diagnostic("E409", f"`{definition.name}` has no setting `{word.name.id}`",
+                      word.name.span, (), (Note("defined here", definition.node.name.span),),
+                      did_you_mean(word.name.id, names) or
+                      f"its settings: {', '.join(names) or 'none'}", path)
 
 
 def _first_note(span: Span) -> Note:
@@ -216,12 +232,13 @@ def _standard_index() -> dict[str, Path]:
     """Which library file defines a name."""
     index = {}
     for path in sorted((zoo_folder() / "std").glob("*.lam")):
-        for match in re.finditer(r"^(?:block|cell|model)[ \t]+(\w+)", path.read_text("utf-8"), re.M):
-            index[match[1]] = path
+        for name in re.findall(r"^(?:block|cell|model)[ \t]+(\w+)", path.read_text("utf-8"), re.M):
+            index[name] = path
     return index
 
 
 @cache
 def standard_module(path: Path) -> Module:
     """A file of the layer library. Library files see each other and all operators."""
-    return Module(parse(read_source(path)), path.parent, library=True)
+    text = read_source(path).text  # named from the house's root, wherever it is installed
+    return Module(parse(Source(f"zoo/std/{path.name}", text)), path.parent, library=True)

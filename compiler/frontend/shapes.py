@@ -54,6 +54,8 @@ def declared_shape(ev: Any, annotation: ast.TensorType, multiples: dict[str, int
     shape: list[Dim] = []
     origins: list[Origin | None] = []
     for dim in annotation.dims:
+        if _lower_symbol(ev, dim):
+            return BROKEN, ()
         if isinstance(dim.value, ast.Dots):
             return ev.error("E314", "an input of a model cannot have `...` axes", dim.span,
                             help="name every axis"), ()
@@ -72,6 +74,18 @@ def declared_shape(ev: Any, annotation: ast.TensorType, multiples: dict[str, int
         shape.append(value)
         origins.append(Origin(f"`{dim.span.text}`" + _equals(dim.span.text, value), dim.span))
     return tuple(shape), tuple(origins)
+
+
+def _lower_symbol(ev: Any, dim: ast.Dim) -> bool:
+    """Report an unknown name in a shape that would be a symbol with a capital letter."""
+    if not isinstance(dim.value, ast.Name):
+        return False
+    name = dim.value.id
+    if ev.scope.find(name) is not None or is_symbol_name(name):
+        return False
+    ev.error("E301", f"`{name}` is not defined here", dim.span,
+             help=f"a symbol starts with a capital letter: `{name[:20].capitalize()}`")
+    return True
 
 
 def _equals(text: str, value: Any) -> str:
@@ -141,6 +155,8 @@ def _solve(ev: Any, dim: ast.Dim, bound: Binding) -> Any:
     if not unbound:
         return ev.size(dim.value)
     name = unbound[0]
+    if _lower_symbol(ev, dim):
+        return BROKEN
     if len(set(unbound)) > 1 or not is_symbol_name(name):
         return ev.eval(dim.value)  # reports the unknown name
     if isinstance(dim.value, ast.Name):

@@ -137,12 +137,21 @@ def _range(*bounds: Any) -> tuple[int, ...]:
     return tuple(made)
 
 
+def _pair(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        return (value, value)
+    if len(value) != 2:
+        raise StaticError("E404", f"a number or a pair is needed here, not {len(value)} numbers",
+                          "give height and width: `(3, 5)`")
+    return tuple(value)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "range": _range,
     "enumerate": lambda items: tuple(enumerate(items)),
     "zip": lambda *lists: tuple(zip(*lists, strict=False)),
     "len": len,
-    "pair": lambda value: tuple(value) if isinstance(value, (tuple, list)) else (value, value),
+    "pair": _pair,
     "list": tuple,
     "int": int,
     "float": float,
@@ -165,5 +174,9 @@ def call(name: str, args: list[Any]) -> Any:
         return FUNCTIONS[name](*args)
     except StaticError:
         raise
-    except (TypeError, ValueError, OverflowError, IndexError) as error:
-        raise StaticError("E404", f"`{name}` cannot be computed here: {error}") from None
+    except TypeError:
+        given = ", ".join(map(_kind, args)) or "nothing"
+        raise StaticError("E404", f"`{name}` cannot be computed from {given}") from None
+    except (ValueError, OverflowError):
+        given = ", ".join(map(str, args))[:60]
+        raise StaticError("E404", f"`{name}({given})` has no value") from None

@@ -140,11 +140,59 @@ class Scope:
             yield from self.parent.visible()
 
 
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A `const` of a file: evaluated in its file's scope when first used."""
+
+    node: ast.Const
+    scope: Scope
+
+
+NUMERIC: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def typed(value: Any, annotation: ast.Type | None) -> Any:
+    """The value, when it is of the annotated type."""
+    if not isinstance(annotation, ast.NamedType):
+        return value
+    if annotation.name == "list":
+        if not isinstance(value, (tuple, list, range)):
+            return BROKEN
+        items = tuple(typed(item, annotation.args[0]) if annotation.args else item
+                      for item in value)
+        return BROKEN if any(item is BROKEN for item in items) else items
+    if annotation.name == "layer":
+        return value if isinstance(value, (Layer, Definition, OpRef)) else BROKEN
+    wanted = NUMERIC.get(annotation.name)
+    if wanted is None or value is None:
+        return value
+    if isinstance(value, Expression):
+        return value if annotation.name in ("int", "float") else BROKEN
+    if isinstance(value, bool) and annotation.name != "bool":
+        return BROKEN
+    if annotation.name in ("int", "float") and isinstance(value, tuple):
+        # A pair where a number is expected: kernel=(3, 5).
+        return value if all(typed(item, annotation) is not BROKEN for item in value) else BROKEN
+    return value if isinstance(value, wanted) else BROKEN
+
+
 def is_static(value: Any) -> bool:
     """Whether a value is known when compiled (a symbolic size counts)."""
     if isinstance(value, (tuple, list)):
         return all(is_static(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str, Expression, range))
+
+
+def describe_static(value: Any) -> str:
+    """A compile-time value as the language writes it, cut where it is long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    if isinstance(value, (tuple, list, range)):
+        items = [describe_static(item) for item in value[:9]]
+        return f"[{', '.join(items)}{', ...' if len(value) > 9 else ''}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def describe(value: Any) -> str:

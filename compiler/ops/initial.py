@@ -109,6 +109,7 @@ INITIALIZERS: Mapping[str, Callable[..., np.ndarray]] = MappingProxyType({
     function.__name__: function for function in (
         zeros, ones, constant, normal, uniform, glorot, glorot_normal, he, he_uniform,
         fan_in_uniform, orthogonal)})
+SHAPED = ("glorot", "glorot_normal", "he", "he_uniform", "fan_in_uniform", "orthogonal")
 
 
 def check_initializer(name: str, args: Sequence[float | int | None]) -> None:
@@ -121,6 +122,12 @@ def check_initializer(name: str, args: Sequence[float | int | None]) -> None:
     if not needed <= len(args) <= len(parameters):
         names = ", ".join(one.name for one in parameters) or "nothing"
         raise OpError("E230", f"`{name}` takes {names}; {len(args)} values given")
+
+
+def check_shape(name: str, args: Sequence[float | int | None], shape: Shape) -> None:
+    """Raise OpError E231 when the initialiser cannot serve a parameter of this rank."""
+    if len(shape) < 2 and name in SHAPED:
+        INITIALIZERS[name](np.random.default_rng(0), (1,) * len(shape), *args)
 
 
 def initialize(name: str, args: Sequence[float | int | None], shape: Shape, seed: int,
