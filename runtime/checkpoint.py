@@ -318,7 +318,7 @@ def _digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
     for key in sorted(tensors):
         value = tensors[key]
         total.update(json.dumps([key, value.dtype.str, value.shape]).encode())
-        total.update(value.tobytes() if value.ndim == 0 else value.reshape(-1).view(np.uint8))
+        total.update(value.tobytes())
     return total.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import math
 import os
 import tokenize
@@ -39,6 +40,8 @@ def read_npz(path: Path, names: Mapping[str, str], limit: int = LIMIT) -> dict[s
     except FileNotFoundError:
         raise missing(path) from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset in the archive led before its start
+            raise damaged(path, "it is not a sound .npz archive") from None
         raise DataError("E602", f"cannot read {show(path)}: {reason(error)}") from None
     except _BROKEN as error:
         raise damaged(path, f"it is not a sound .npz archive ({show(error)})") from None
@@ -62,7 +65,7 @@ def _member(
         data = file.read()
     array = np.frombuffer(data, kind)
     flipped = array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
-    return np.ascontiguousarray(flipped.astype(kind.newbyteorder("="), copy=False))
+    return np.asarray(flipped, kind.newbyteorder("="), order="C")
 
 
 def _header(path: Path, name: str, file) -> tuple[np.dtype, tuple[int, ...], bool]:

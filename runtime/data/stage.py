@@ -65,16 +65,14 @@ def bad(name: str, what: str, value: object) -> DataError:
 
 def whole(name: str, value: object, least: int = 0, most: int = 1 << 20) -> int:
     """`value` as an int from `least` to `most`, or E608."""
-    exact = isinstance(value, int) and not isinstance(value, bool)
-    if not exact or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise bad(name, f"a whole number from {least} to {most}", value)
     return value
 
 
 def real(name: str, value: object, least: float = -1e30, most: float = 1e30) -> float:
     """`value` as a finite float from `least` to `most`, or E608."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise bad(name, f"a number from {least:g} to {most:g}", value)
     return float(value)
 
