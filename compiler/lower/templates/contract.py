@@ -105,6 +105,9 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
 {tile_locals(epilogue, tile)}
     # Copying A's block pays when many panels read it and its rows lie far apart.
     packing = p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
+    limit = i64(0)
+    if panels == 1 and u_hi > u_lo:
+        limit = (u_hi // tiles * M + min(M, u_hi % tiles * {mr})) * N
     u = u_lo
     while u < u_hi:
         item = u // tiles
@@ -217,16 +220,26 @@ def _convolution(epilogue: Epilogue, tile: Tile, depthwise: bool) -> Template:
     rows = i64ptr(rows_at)
     out = local_f32({mr * nr})
 {tile_locals(epilogue, tile)}
+    left = rows_all - u_lo * {mr}
+    limit = min(rows_all, u_hi * {mr}) * columns if panels == 1 else i64(0)
+    ow = u_lo * {mr} % max(i64(1), OW)
+    oh = u_lo * {mr} // max(i64(1), OW) % max(i64(1), OH)
+    image = u_lo * {mr} // max(i64(1), OW * OH)
     for t0 in range(u_lo, u_hi, {TILES_PER_BLOCK}):
         count = min(i64({TILES_PER_BLOCK}), u_hi - t0)
         for r in range(count * {mr}):
-            pixel = min(t0 * {mr} + r, rows_all - 1)
-            ow = pixel % OW
-            oh = pixel // OW % OH
-            image = pixel // (OW * OH)
             table[r] = x + 4 * (
                 image * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
             )
+            left -= 1
+            if left > 0:  # counting up costs a tenth of dividing
+                ow += 1
+                if ow == OW:
+                    ow = i64(0)
+                    oh += 1
+                    if oh == OH:
+                        oh = i64(0)
+                        image += 1
         for p in range(p_lo, p_hi):
             group = p // per_group
             q = p % per_group
