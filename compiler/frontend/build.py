@@ -22,7 +22,7 @@ from lamina.compiler.frontend.values import (
     describe,
 )
 from lamina.compiler.ir.graph import Graph
-from lamina.compiler.ir.types import TensorType
+from lamina.compiler.ir.types import DTYPES, TensorType
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.parse import parse
@@ -165,14 +165,24 @@ def _target(ev: Evaluator, name: str, target: ast.Target | None) -> None:
     if target is None:
         return
     if not isinstance(target.annotation, ast.TensorType):
-        ev.error("E314", f"the target `{name}` needs a shape", target.span,
+        ev.error("E507", f"the target `{name}` needs a shape", target.span,
                  help=f"write `target {name}: i32[B]`")
+        ev.scope.names[name] = Binding(BROKEN, target.name.span, "input")
+        return
+    known = ev.scope.names.get(name)
+    if known is not None and known.kind in ("input", "output"):
+        ev.error("E507", f"`{name}` is an {known.kind} of the model, and cannot be a target",
+                 target.name.span, help="choose another name")
+        return
+    dtype = target.annotation.dtype or "f32"
+    if dtype not in DTYPES:
+        ev.unknown_dtype(target.annotation)
         ev.scope.names[name] = Binding(BROKEN, target.name.span, "input")
         return
     shape, origins = shapes.declared_shape(ev, target.annotation, {})
     value: Any = BROKEN
     if shape is not BROKEN:
-        value = _declare(ev, name, TensorType(shape, target.annotation.dtype or "f32"), origins)
+        value = _declare(ev, name, TensorType(shape, dtype), origins)
     ev.scope.names[name] = Binding(value, target.name.span, "input")
 
 

@@ -199,9 +199,10 @@ class Evaluator:
             return self._cut(value, expr)
         if not isinstance(value, (tuple, list, str, range)):
             return self.error("E307", f"{describe(value)} cannot be indexed", expr.span)
-        if len(expr.indices) != 1 or isinstance(expr.indices[0], (ast.Slice, ast.NewAxis, ast.Dots)):
+        first, *more = expr.indices or (None,)
+        if more or first is None or isinstance(first, (ast.Slice, ast.NewAxis, ast.Dots)):
             return self.error("E404", "a list takes one index", expr.span)
-        index = self.size(expr.indices[0])
+        index = self.size(first)
         if index is BROKEN:
             return BROKEN
         if not isinstance(index, int) or index >= len(value):

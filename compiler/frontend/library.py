@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from lamina.compiler.errors import CompileError, Diagnostic, Note, Sink, Source, Span, suggest
-from lamina.compiler.frontend.values import Binding, Builtin, Constant, Definition, OpRef, Scope
+from lamina.compiler.frontend.values import (
+    BROKEN,
+    Binding,
+    Builtin,
+    Constant,
+    Definition,
+    OpRef,
+    Scope,
+)
 from lamina.compiler.ops import OPS
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.parse import parse, read_source
@@ -16,6 +26,7 @@ from lamina.compiler.syntax.parse import parse, read_source
 BUILTINS = ("range", "enumerate", "len", "zip", "ceil", "floor", "list", "int", "float", "round",
             "pair")
 CONSTANTS = {"none": None, "imagenet": "imagenet"}
+MAX_IMPORTS = 50  # files on the way from a model to the last that it imports
 # Functions of the language itself; `split` gives several values, so it is no operator.
 FUNCTIONS = ("split", "choose")
 
@@ -33,24 +44,28 @@ def zoo_models() -> list[str]:
 def find_file(name: str, beside: Path | None = None) -> Path:
     """A model file by path, or by its name in the zoo."""
     path = Path(name)
-    if beside is not None and (beside / path).exists():
+    if beside is not None and _exists(beside / path):
         return beside / path
-    if path.exists() or path.suffix:
-        return path if path.exists() or not _in_zoo(path.name) else zoo_folder() / path.name
+    if _exists(path) or path.suffix:
+        return path if _exists(path) or not _in_zoo(path.name) else zoo_folder() / path.name
     return zoo_folder() / f"{name}.lam" if _in_zoo(f"{name}.lam") else path
 
 
 def _in_zoo(name: str) -> bool:
-    return (zoo_folder() / name).exists()
+    return _exists(zoo_folder() / name)
 
 
 class Module:
-    """A parsed file with its names resolved: definitions, constants, imports and recipes."""
+    """A parsed file with its names resolved: definitions, constants, imports and recipes.
+
+    `importers` are the files on the way here, `loaded` the modules that they have in common.
+    """
 
     def __init__(self, file: ast.File, folder: Path | None, library: bool = False,
-                 loading: tuple[str, ...] = ()):
+                 importers: tuple[Path, ...] = (), loaded: dict[Path, Module] | None = None):
         self.file, self.folder, self.library = file, folder, library
-        self.loading = (*loading, file.source.name)
+        self.importers = (*importers, Path(file.source.name).absolute())
+        self.loaded = {} if loaded is None else loaded
         self.sink = Sink()
         self.scope = Scope(standard_scope())
         self.definitions: dict[str, Definition] = {}
@@ -78,9 +93,22 @@ class Module:
                 self.bind(declaration.name, Binding(Constant(declaration, self.scope),
                                                     declaration.name.span, "local",
                                                     declaration.value, self.scope))
-        for declaration in self.file.declarations:
-            if isinstance(declaration, ast.Alias):
-                self._alias(declaration)
+        self._aliases([d for d in self.file.declarations if isinstance(d, ast.Alias)])
+
+    def _aliases(self, waiting: list[ast.Alias]) -> None:
+        """Define variants, those that others build on first."""
+        while waiting:
+            names = {alias.name.id for alias in waiting}
+            ready = [alias for alias in waiting if _base(alias).id not in names]
+            if not ready:
+                one = waiting.pop(0)
+                self.sink.error("E402", f"`{one.name.id}` is a variant of itself", one.name.span,
+                                help="one of the variants must name a definition with a body")
+                self.bind(one.name, Binding(BROKEN, one.name.span, "global"))
+                continue
+            for alias in ready:
+                self._alias(alias)
+            waiting = [alias for alias in waiting if alias not in ready]
 
     def _define(self, name: ast.Name, definition: Definition) -> None:
         self.bind(name, Binding(definition, name.span, "global"))
@@ -105,14 +133,21 @@ class Module:
         self.recipes[recipe.name.id] = recipe
 
     def _alias(self, alias: ast.Alias) -> None:
-        target = alias.target.func
-        assert isinstance(target, ast.Name)
+        target = _base(alias)
         binding = self.scope.find(target.id)
+        if binding is not None and binding.value is BROKEN:
+            self.bind(alias.name, Binding(BROKEN, alias.name.span, "global"))
+            return
         if binding is None or not isinstance(binding.value, Definition):
             self.sink.error("E301", f"no {alias.kind} is named `{target.id}`", target.span,
                             help=did_you_mean(target.id, self._names_of_definitions()))
             return
         base = binding.value
+        if base.kind != alias.kind:
+            self.sink.error("E301", f"no {alias.kind} is named `{target.id}`: it is a {base.kind}",
+                            target.span, help=f"write `{base.kind} {alias.name.id} = ...`")
+            self.bind(alias.name, Binding(BROKEN, alias.name.span, "global"))
+            return
         if alias.target.args:
             self.sink.error("E405", "settings of a variant are given by name",
                             alias.target.args[0].span,
@@ -135,34 +170,59 @@ class Module:
     def _import(self, statement: ast.Import) -> None:
         try:
             module = self._load_import(statement)
+            problems = module.sink.diagnostics
         except CompileError as error:
-            for diagnostic in error.diagnostics:
-                self.sink.add(diagnostic)
-            module = None
+            module, problems = None, error.diagnostics
+        for diagnostic in problems:
+            self.sink.add(diagnostic)
         for item in statement.names:
             name = item.alias or item.name
-            if module is None:
-                continue
-            binding = module.scope.names.get(item.name.id)
-            if binding is None:
-                self.sink.error("E303", f'"{statement.file.value}" has no `{item.name.id}`',
-                                item.name.span,
-                                help=did_you_mean(item.name.id, module.scope.names))
-                continue
-            self.bind(name, Binding(binding.value, name.span, "global"))
+            # What cannot be had stays silent where it is used.
+            value: Any = BROKEN if module is None else self._imported(module, statement, item)
+            self.bind(name, Binding(value, name.span, "global"))
+
+    def _imported(self, module: Module, statement: ast.Import, item: ast.ImportName) -> Any:
+        binding = module.scope.names.get(item.name.id)
+        if binding is not None:
+            return binding.value
+        names = list(module.scope.names)
+        self.sink.error("E303", f'"{statement.file.value}" has no `{item.name.id}`',
+                        item.name.span, help=did_you_mean(item.name.id, names) or
+                        f"it has {', '.join(names[:20]) or 'no definitions'}")
+        return BROKEN
 
     def _load_import(self, statement: ast.Import) -> Module:
-        path = find_file(statement.file.value, self.folder)
-        if not path.exists():
+        written, span = statement.file.value, statement.file.span
+        path = find_file(written, self.folder)
+        place = Path(os.path.normpath(path.absolute()))
+        if not _exists(path):
             raise CompileError(Diagnostic(
-                "E304", f'cannot find the file "{statement.file.value}"', statement.file.span,
+                "E304", f'cannot find the file "{written}"', span,
                 help="paths are relative to this file, or names of the zoo"))
-        if str(path) in self.loading:
-            chain = " -> ".join(Path(name).name for name in (*self.loading, str(path)))
+        if place in self.importers:
+            around = self.importers[self.importers.index(place):]
+            chain = " -> ".join(file.name for file in (*around, place))
             raise CompileError(Diagnostic("E305", f"files import each other in a circle: {chain}",
-                                          statement.file.span,
-                                          help="move what both need into a third file"))
-        return load_path(path, self.loading)
+                                          span, help="move what both need into a third file"))
+        if len(self.importers) > MAX_IMPORTS:
+            raise CompileError(Diagnostic("E900", f"imports are nested more than {MAX_IMPORTS} "
+                                          "deep", span, help="join some of the files"))
+        if place not in self.loaded:
+            self.loaded[place] = Module(parse(read_source(path)), path.parent, False,
+                                        self.importers, self.loaded)
+        return self.loaded[place]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False
+
+
+def _base(alias: ast.Alias) -> ast.Name:
+    assert isinstance(alias.target.func, ast.Name)
+    return alias.target.func
 
 
 def unknown_setting(definition: Definition, word: ast.Keyword, path: str = "") -> Diagnostic:
@@ -189,9 +249,9 @@ def load_text(text: str, name: str = "<text>", folder: Path | None = None) -> Mo
     return Module(parse(Source(name, text)), folder)
 
 
-def load_path(path: Path, loading: tuple[str, ...] = ()) -> Module:
+def load_path(path: Path) -> Module:
     """The module of a file. Raises CompileError for what cannot be read or does not parse."""
-    return Module(parse(read_source(path)), path.parent, False, loading)
+    return Module(parse(read_source(path)), path.parent)
 
 
 @cache

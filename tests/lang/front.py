@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from lamina.compiler.errors import CompileError, Diagnostic
-from lamina.compiler.frontend.build import Build, Objective, build
+from lamina.compiler.errors import CompileError, Diagnostic, Sink
+from lamina.compiler.frontend.build import Build, build
 from lamina.compiler.frontend.library import Module, load_text
+from lamina.compiler.frontend.recipe import frozen_keys, read_recipe
 from lamina.compiler.syntax import ast
 
 MAIN = "model.lam"
@@ -37,9 +39,9 @@ def compile_module(module: Module) -> list[Build]:
     """Every model and recipe of a module, built. A mistake that several meet is given once."""
     found: dict[tuple, Diagnostic] = {_key(one): one for one in module.sink.diagnostics}
     builds = []
-    for definition, call, objective in _targets(module):
+    for job in _jobs(module):
         try:
-            builds.append(build(module, definition, call, objective=objective))
+            builds.append(job())
         except CompileError as error:
             for one in error.diagnostics:
                 found.setdefault(_key(one), one)
@@ -48,23 +50,24 @@ def compile_module(module: Module) -> list[Build]:
     return builds
 
 
-def _targets(module: Module):
-    """What a file asks to be built: its models without missing settings, then its recipes."""
+def _jobs(module: Module):
+    """What a file asks to be built: models that have no recipe of their own, then its recipes."""
     used = {recipe.model.func.id for recipe in module.recipes.values()}
     for name, definition in module.models.items():
         if name not in used:
-            yield definition, None, None
+            yield partial(build, module, definition)
     for recipe in module.recipes.values():
-        definition = module.models[recipe.model.func.id]
-        yield definition, recipe.model, objective_of(recipe)
+        yield partial(_build_recipe, module, recipe)
 
 
-def objective_of(recipe: ast.Recipe) -> Objective:
-    """The loss, metrics and targets that a recipe states."""
-    body = recipe.body
-    loss = next((s.value for s in body if isinstance(s, ast.Setting) and s.name.id == "loss"), None)
-    return Objective(loss, {s.name.id: s.value for s in body if isinstance(s, ast.Metric)},
-                     {s.name.id: s for s in body if isinstance(s, ast.Target)})
+def _build_recipe(module: Module, node: ast.Recipe) -> Build:
+    recipe = read_recipe(module, node)
+    built = build(module, recipe.model, recipe.call, training=True, objective=recipe.objective)
+    sink = Sink()
+    for phase in recipe.phases:
+        frozen_keys(phase.rules, built.graph.params, sink)
+    sink.raise_if_any()
+    return built
 
 
 def diagnostics(text: str) -> tuple[Diagnostic, ...]:
