@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 from lamina.compiler.frontend import recipe as recipes
 from lamina.compiler.frontend.build import Build, Objective, build, find_model, settings_call

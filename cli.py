@@ -1,0 +1,381 @@
+"""The command line: verbs that parse arguments, call, and print.
+
+Verbs import what they need when they run: most need no kernel, and the command starts often.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from lamina.commands import console
+from lamina.compiler.errors import CODES, CompileError, suggest
+from lamina.compiler.options import TARGETS, Options, from_environment
+from lamina.runtime.errors import Failure
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+OVERRIDE = click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE",
+                        help="Set a model's or a recipe's setting.")
+TARGET = click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True)
+THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Number of threads.")
+INPUT = click.option("--input", "sizes", multiple=True, metavar="NAME=1x3x224x224",
+                     help="Sizes of an input, where the model leaves them open.")
+WEIGHTS = click.option("--weights", type=click.Path(), required=True,
+                       help="A run's folder, or a safetensors file.")
+
+
+def guarded(command: Callable) -> Callable:
+    """A user's mistake is a message and exit code 1, never a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except CompileError as error:
+            console.print_errors(error, from_environment().color)
+        except Failure as error:
+            console.print_failure(error, str(kwargs.get("file", "")).partition("#")[0])
+        except MemoryError as error:
+            sys.stderr.write(f"error: out of memory: {error}\n"
+                             "help: use a smaller batch: -o batch=16\n")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lamina")
+def main() -> None:
+    """Lamina, a graph compiler for neural networks.
+
+    FILE is a path or the name of a zoo model; FILE#Name picks a model or a recipe in it.
+    """
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@JSON
+@guarded
+def check(files: tuple[str, ...], as_json: bool) -> None:
+    """Report every error of the files: names, shapes, recipes."""
+    from lamina.commands.checking import check_file, diagnostic_json
+
+    found = [diagnostic for file in files for diagnostic in check_file(file)]
+    if as_json:
+        console.print_json([diagnostic_json(diagnostic) for diagnostic in found])
+        sys.exit(1 if found else 0)
+    if found:
+        raise CompileError(*found)
+    click.echo(f"{len(files)} file{'' if len(files) == 1 else 's'} without errors")
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.option("--check", "only_check", is_flag=True, help="Change nothing; exit 1 if it would.")
+@guarded
+def fmt(files: tuple[str, ...], only_check: bool) -> None:
+    """Rewrite files in the canonical format; comments stay."""
+    from lamina.compiler.syntax.fmt import format_source
+    from lamina.compiler.syntax.parse import read_source
+
+    changed = 0
+    for name in files:
+        source = read_source(name)
+        text = format_source(source)
+        if text == source.text:
+            continue
+        changed += 1
+        click.echo(f"{'would change' if only_check else 'formatted'} {name}")
+        if not only_check:
+            _replace(Path(name), text)
+    sys.exit(1 if only_check and changed else 0)
+
+
+def _replace(path: Path, text: str) -> None:
+    from lamina.runtime.checkpoint import write_durable
+
+    write_durable(path, text.encode())
+
+
+@main.command()
+@click.argument("file")
+@OVERRIDE
+@INPUT
+@click.option("--why", metavar="PATH", help="Show the output-size formula of one layer.")
+@JSON
+@guarded
+def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], why: str | None,
+           as_json: bool) -> None:
+    """The layer table: shapes, parameters, multiply-accumulates, receptive fields."""
+    from lamina.commands import views
+    from lamina.compiler.inspect.formula import explain_sizes
+
+    net = _net(file, overrides, sizes)
+    if why is not None:
+        paths = [scope.path for scope in net.graph.scopes]
+        if why not in paths:
+            _fail(f"no layer has the path `{why}`", why, paths)
+        click.echo("\n".join(explain_sizes(net.graph, why)))
+        return
+    summary = net.summary()
+    if as_json:
+        console.print_json(views.summary_json(summary))
+    else:
+        views.print_summary(summary)
+
+
+@main.command()
+@click.argument("file")
+@OVERRIDE
+@TARGET
+@THREADS
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@JSON
+@guarded
+def train(file: str, overrides: tuple[str, ...], target: str, threads: int | None,
+          out: Path | None, resume: bool, as_json: bool) -> None:
+    """Train a recipe; checkpoints and a log go to the run's folder."""
+    from lamina.commands import views
+    from lamina.commands.training import run_training
+
+    training = _training(file, overrides)
+    if not as_json:
+        views.print_summary(training.net.summary())
+    folder = out or _run_folder(training, resume)
+    view = (lambda event: None) if as_json else views.TrainingView(training.recipe.keep)
+    result = run_training(training, _options(target, threads), folder, resume, view)
+    figures = {"folder": str(folder), "kept": str(result.kept), "step": result.state.step,
+               "best": result.state.best, "best_epoch": result.state.best_epoch,
+               "train": result.train, "valid": result.valid}
+    if as_json:
+        console.print_json(figures)
+    else:
+        views.print_result(training.recipe.keep, result)
+    sys.exit(result.exit_code)
+
+
+def _run_folder(training: Any, resume: bool) -> Path:
+    """runs/NAME, or the next free runs/NAME-2 ...; the latest one to resume."""
+    from lamina.runtime.checkpoint import LAST
+
+    base = Path("runs") / f"{training.recipe.model.name}-{training.recipe.name}"
+    folder, number = base, 1
+    latest = base
+    while (folder / LAST).exists():
+        latest, number = folder, number + 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return latest if resume else folder
+
+
+@main.command(name="eval")
+@click.argument("file")
+@WEIGHTS
+@OVERRIDE
+@TARGET
+@THREADS
+@JSON
+@guarded
+def evaluate(file: str, weights: str, overrides: tuple[str, ...], target: str,
+             threads: int | None, as_json: bool) -> None:
+    """Loss and metrics of trained weights on a recipe's held-out data."""
+    from lamina.commands import views
+    from lamina.commands.training import run_evaluation
+
+    training = _training(file, overrides)
+    figures = run_evaluation(training, _options(target, threads), Path(weights))
+    console.print_json(figures) if as_json else views.print_figures(figures)
+
+
+@main.command()
+@click.argument("file")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
+@WEIGHTS
+@OVERRIDE
+@TARGET
+@THREADS
+@click.option("--invert", is_flag=True, help="Swap dark and light, for dark ink on white paper.")
+@JSON
+@guarded
+def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[str, ...],
+            target: str, threads: int | None, invert: bool, as_json: bool) -> None:
+    """The label and its probability for pictures or .npy arrays."""
+    from lamina.commands.training import run_prediction
+
+    training = _training(file, overrides)
+    found = run_prediction(training, _options(target, threads), Path(weights),
+                           [Path(name) for name in inputs], invert)
+    if as_json:
+        console.print_json(found)
+        return
+    for one in found:
+        click.echo(f"{one['input']}: {one['label']} ({one['probability']:.1%})")
+
+
+STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
+
+
+@main.command()
+@click.argument("file")
+@OVERRIDE
+@INPUT
+@click.option("--stage", default="graph", show_default=True,
+              help=f"One of {', '.join(STAGES)}, or the name of a pass.")
+@click.option("--train", "for_training", is_flag=True, help="The training step.")
+@click.option("--batch", default=1, show_default=True, help="The batch of the memory plan.")
+@click.option("--why", "why", is_flag=True, help="For fused: what was not fused, and why.")
+@guarded
+def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: str,
+         for_training: bool, batch: int, why: bool) -> None:
+    """One stage of the compilation as text."""
+    from lamina.commands import showing
+
+    if stage == "ast":
+        click.echo(showing.show_ast(file.partition("#")[0]))
+        return
+    graph = _step_graph(file, overrides, sizes) if for_training or stage == "backward" else \
+        _net(file, overrides, sizes).graph
+    known = (*STAGES, *showing.pass_names())
+    if stage not in known:
+        _fail(f"no stage is named `{stage}`", stage, known)
+    click.echo(showing.show(graph, stage, batch, why))
+
+
+@main.command()
+@click.argument("code")
+@guarded
+def explain(code: str) -> None:
+    """The page of an error code: lamina explain E312."""
+    from lamina.commands.checking import explanation
+
+    text = explanation(code.upper())
+    if text is None:
+        _fail(f"no error has the code {code}", code.upper(), CODES)
+    click.echo(text)
+
+
+@main.command()
+@JSON
+@guarded
+def zoo(as_json: bool) -> None:
+    """The models that ship with Lamina."""
+    from lamina.commands import views
+    from lamina.commands.facts import zoo_rows
+
+    rows = zoo_rows()
+    console.print_json(rows) if as_json else views.print_zoo(rows)
+
+
+@main.command()
+@JSON
+@guarded
+def doctor(as_json: bool) -> None:
+    """Versions, processor, threads and the kernel cache."""
+    from lamina.commands.facts import diagnosis
+
+    found = diagnosis(from_environment())
+    console.print_json(found) if as_json else console.print_pairs(found)
+
+
+@main.group()
+def cache() -> None:
+    """The folder of compiled kernels."""
+
+
+@cache.command()
+@JSON
+@guarded
+def info(as_json: bool) -> None:
+    """Where the cache is and how much it holds."""
+    from lamina.commands.facts import cache_facts
+
+    facts = cache_facts(from_environment())
+    console.print_json(facts) if as_json else console.print_pairs(facts)
+
+
+@cache.command()
+@guarded
+def clear() -> None:
+    """Remove all compiled kernels."""
+    from lamina.commands.facts import open_cache
+
+    click.echo(f"removed {open_cache(from_environment()).clear()} files")
+
+
+@main.command()
+@click.argument("file")
+@OVERRIDE
+@INPUT
+@click.option("--mode", type=click.Choice(["train", "infer"]), default="infer", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=50, show_default=True)
+@TARGET
+@THREADS
+@JSON
+@guarded
+def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: str, batch: int,
+          steps: int, target: str, threads: int | None, as_json: bool) -> None:
+    """Measure a training step or inference, beside the machine's matrix-product rate."""
+    from lamina.commands.bench import bench as measure
+
+    net = _net(file, overrides, sizes)
+    graph = _step_graph(file, overrides, sizes) if mode == "train" else None
+    found = measure(net, graph, mode, batch, steps, _options(target, threads))
+    console.print_json(found) if as_json else console.print_pairs(found)
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def _options(target: str, threads: int | None) -> Options:
+    options = from_environment()
+    return replace(options, target=target, threads=threads or options.threads)
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key or not value:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _net(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
+    from lamina.commands.selection import select_net
+
+    name, _, choice = file.partition("#")
+    return select_net(name, choice, _pairs(overrides), _pairs(sizes))
+
+
+def _training(file: str, overrides: tuple[str, ...]) -> Any:
+    from lamina.api import load
+
+    name, _, choice = file.partition("#")
+    return load(name).recipe(choice or None, **_pairs(overrides))
+
+
+def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
+    from lamina.commands.selection import select_step
+
+    name, _, choice = file.partition("#")
+    return select_step(name, choice, _pairs(overrides), _pairs(sizes))
+
+
+def _fail(message: str, word: str, candidates: Any) -> None:
+    found = suggest(word, candidates)
+    hint = f"; did you mean `{found}`?" if found else ""
+    raise click.UsageError(message + hint)
+
+
+if __name__ == "__main__":
+    main()

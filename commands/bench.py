@@ -1,0 +1,119 @@
+"""How long a model takes: one compiled program, timed step by step in this process."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import numpy as np
+from lamina.api import Net, Runner, initial_values, make_runner, parse_expression
+from lamina.compiler.frontend.build import Objective
+from lamina.compiler.inspect.cost import summarize
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.types import substitute, symbols_of
+from lamina.compiler.ops.define import GraphMath
+from lamina.compiler.options import Options
+from lamina.compiler.transform.training import Rule, training_step
+from lamina.runtime.cpu.executor import Executor
+
+GEMM_SIZE = 1024
+MEGA = 1 << 20
+
+
+def bench(net: Net, graph: Graph | None, mode: str, batch: int, steps: int, options: Options
+          ) -> dict[str, Any]:
+    """Times of `steps` runs, and what the machine can do.
+
+    `graph` is the training step for mode "train". Times are in seconds, memory in MiB, rates in
+    10^9 floating-point operations a second (2 for each multiply-accumulate; a training step counts
+    3 times a forward pass).
+    """
+    forward = net.graph
+    start = time.perf_counter()
+    program = graph if mode == "train" and graph is not None else forward
+    runner = make_runner(program, options)
+    runner.set_params(initial_values(program, 0))
+    compiled = time.perf_counter() - start
+    inputs = example_inputs(program, batch)
+    runner.run(inputs)
+    started = time.perf_counter() - start
+    times = [_timed(runner, inputs) for _ in range(steps)]
+    median, least = float(np.median(times)), float(np.min(times))
+    macs = summarize(forward).macs
+    work = 2 * (substitute(macs, example_sizes(forward, batch)) if not isinstance(macs, int) else macs)
+    flops = work * batch * (3 if mode == "train" else 1)
+    return {
+        "model": net.definition.name, "target": options.target, "mode": mode, "batch": batch,
+        "threads": getattr(runner, "threads", 1), "median_s": median, "min_s": least,
+        "compile_s": compiled, "start_s": started,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
+        "arena_mb": _arena(runner, program, batch), "gflops": float(flops) / median / 1e9,
+        "gemm_gflops": gemm_rate(options) if options.target == "cpu" else None,
+    }
+
+
+def plain_training_step(net: Net) -> Graph:
+    """A training step for a model without a recipe: cross-entropy of its first output, SGD."""
+    from_output = next(iter(net.outputs))
+    loss = parse_expression(f"cross_entropy({from_output}, label)")
+    return training_step(net.build(True, Objective(loss)).graph, Rule("sgd", {"momentum": 0.9}))
+
+
+def _timed(runner: Runner, inputs: dict[str, np.ndarray]) -> float:
+    start = time.perf_counter()
+    runner.run(inputs)
+    return time.perf_counter() - start
+
+
+def example_sizes(graph: Graph, batch: int) -> dict[str, int]:
+    """A number for every symbol of the inputs: the batch, and 224 for anything else."""
+    sizes: dict[str, int] = {}
+    for value in graph.inputs.values():
+        shape = graph.type(value).shape
+        for axis, size in enumerate(shape):
+            for symbol in symbols_of(size):
+                sizes.setdefault(symbol.name, batch if axis == 0 else 224)
+    return sizes
+
+
+def example_inputs(graph: Graph, batch: int) -> dict[str, np.ndarray]:
+    """Random numbers for every input of a graph."""
+    rng = np.random.default_rng(0)
+    sizes = example_sizes(graph, batch)
+    inputs: dict[str, np.ndarray] = {}
+    for name, value in graph.inputs.items():
+        type = graph.type(value)
+        shape = tuple(substitute(size, sizes) for size in type.shape)
+        if name in ("lr", "step"):
+            inputs[name] = np.array(1e-3 if name == "lr" else 1, np.float32)
+        elif type.dtype == "f32":
+            inputs[name] = rng.standard_normal(shape).astype(np.float32)  # type: ignore[arg-type]
+        else:
+            inputs[name] = rng.integers(0, 2, shape).astype(np.int32)  # type: ignore[arg-type]
+    return inputs
+
+
+def _arena(runner: Runner, graph: Graph, batch: int) -> float | None:
+    if not isinstance(runner, Executor):
+        return None
+    return runner.plan(example_sizes(graph, batch)).arena_bytes / MEGA
+
+
+def gemm_rate(options: Options, size: int = GEMM_SIZE, rounds: int = 5) -> float:
+    """The machine's rate of a large matrix product through the same building block, in GFLOP/s."""
+    builder = Builder("gemm")
+    m = GraphMath(builder)
+    product = m.matmul(m.input(name="a", shape=(size, size)), m.input(name="b", shape=(size, size)))
+    graph = builder.finish([("c", product.value)])
+    runner = make_runner(graph, options)
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.standard_normal((size, size)).astype(np.float32) for name in "ab"}
+    runner.run(inputs)
+    if isinstance(runner, Executor):
+        best = sum(seconds for _, seconds in runner.profile(inputs, rounds))
+    else:
+        best = min(_timed(runner, inputs) for _ in range(rounds))
+    runner.close()
+    return 2 * size**3 / best / 1e9

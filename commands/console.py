@@ -1,0 +1,51 @@
+"""JSON, errors and facts on the standard streams; imported by every verb, so it stays light."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Any
+
+from lamina.compiler.errors import CompileError, render
+from lamina.runtime.errors import Failure
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; numbers that JSON lacks become null."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_errors(error: CompileError, color: bool) -> None:
+    """All diagnostics on standard error, and how many there are."""
+    color = color and sys.stderr.isatty()
+    for diagnostic in error.diagnostics:
+        sys.stderr.write(render(diagnostic, color) + "\n\n")
+    count = len(error.diagnostics)
+    codes = ", ".join(sorted({diagnostic.code for diagnostic in error.diagnostics}))
+    sys.stderr.write(f"{count} error{'' if count == 1 else 's'} "
+                     f"(lamina explain {codes.split(', ')[0]} tells more)\n")
+
+
+def print_failure(error: Failure, file: str = "") -> None:
+    """A failure at run time on standard error: code, message, place and way out."""
+    place = f" (line {error.line} of {file})" if error.line and file else ""
+    sys.stderr.write(f"error[{error.code}]: {error.message}{place}\n")
+    if error.help:
+        sys.stderr.write(f"help: {error.help}\n")
+
+
+def print_pairs(facts: dict[str, Any]) -> None:
+    """Facts one a line."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        sys.stdout.write(f"{name:<{width}}  {shown}\n")

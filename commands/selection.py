@@ -1,0 +1,96 @@
+"""From what a user names on the command line to a model, a recipe or a graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from lamina.api import Net, load
+from lamina.commands.bench import plain_training_step
+from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
+from lamina.compiler.frontend.build import find_model
+from lamina.compiler.frontend.library import Module
+from lamina.compiler.frontend.recipe import find_recipe, parse_value
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.types import Expression, substitute, symbols_of
+from lamina.compiler.syntax import ast
+
+
+def select_net(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]) -> Net:
+    """A model of a file by its name, or by a recipe's; with settings and input sizes as text."""
+    module = load(file).module
+    call = None
+    if name and name not in module.models and name in module.recipes:
+        recipe = find_recipe(module, name)
+        assert isinstance(recipe.model.func, ast.Name)
+        call, definition = recipe.model, find_model(module, recipe.model.func.id)
+    else:
+        definition = find_model(module, name or None)
+    net = Net(module, definition, _with_settings(definition.name, call, settings))
+    if sizes:
+        net.sizes.update(_solve(net, sizes))
+        net = Net(module, definition, net.call, net.sizes)
+    return net
+
+
+def _with_settings(name: str, call: ast.Call | None, settings: Mapping[str, str]
+                   ) -> ast.Call | None:
+    if not settings:
+        return call
+    words = []
+    for key, text in settings.items():
+        value = parse_value(key, text)
+        words.append(ast.Keyword(ast.Name(key, value.span), value, value.span))
+    kept = tuple(word for word in call.kwargs if word.name.id not in settings) if call else ()
+    span = words[0].span
+    args = call.args if call else ()
+    return ast.Call(ast.Name(name, span), args, (*kept, *words), span)
+
+
+def select_step(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]
+                ) -> Graph:
+    """The training step of a recipe, or of a model without one (cross-entropy and SGD)."""
+    loaded = load(file)
+    module = loaded.module
+    if _has_recipe(module, name):
+        training = loaded.recipe(name or None, **settings)
+        if sizes:
+            training.net.sizes.update(_solve(training.net, sizes))
+        return training.step(0)
+    return plain_training_step(select_net(file, name, settings, sizes))
+
+
+def _has_recipe(module: Module, name: str) -> bool:
+    if not name:
+        return bool(module.recipes)
+    return name in module.recipes or any(
+        isinstance(r.model.func, ast.Name) and r.model.func.id == name
+        for r in module.recipes.values())
+
+
+def _solve(net: Net, sizes: Mapping[str, str]) -> dict[str, int]:
+    """Symbols from sizes such as image=1x3x224x224. Raises CompileError."""
+    solved: dict[str, int] = {}
+    for name, text in sizes.items():
+        if not re.fullmatch(r"\d+(x\d+)*", text):
+            raise _error(f"{name}={text}", f"sizes are written 1x3x224x224, not {text}")
+        numbers = [int(part) for part in text.split("x")]
+        if name not in net.inputs:
+            raise _error(f"{name}={text}", f"the model has no input `{name}`; its inputs: "
+                         f"{', '.join(net.inputs)}")
+        shape = net.inputs[name].shape
+        if len(shape) != len(numbers):
+            raise _error(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {len(shape)} sizes, "
+                         f"not {len(numbers)}")
+        for size, number in zip(shape, numbers, strict=True):
+            if isinstance(size, Expression) and len(symbols_of(size)) == 1:
+                solved.setdefault(next(iter(symbols_of(size))).name, number)
+            if substitute(size, solved) != number:
+                raise _error(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {size} is not "
+                             f"{number}")
+    return solved
+
+
+def _error(written: str, message: str) -> CompileError:
+    source = Source("<--input>", written)
+    return CompileError(Diagnostic("E417", message, Span(source, 0, len(written))))

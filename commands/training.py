@@ -1,0 +1,92 @@
+"""Recipes carried out: training, evaluation and prediction with a target's runners."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lamina.api import Training, make_runner
+from lamina.compiler.options import Options
+from lamina.runtime.checkpoint import BEST, LAST, load_weights, require_fit
+from lamina.runtime.data.dataset import Dataset, open_data
+from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.pictures import decode
+from lamina.runtime.data.sources import Arrays
+from lamina.runtime.errors import show
+from lamina.runtime.events import Callback
+from lamina.runtime.train import Result, evaluate, train
+
+
+def run_training(training: Training, options: Options, folder: Path, resume: bool,
+                 report: Callback) -> Result:
+    """Train a recipe. Raises Failure (data, checkpoints, training) and CompileError."""
+    job = training.job()
+    for phase in range(len(job.phases)):
+        training.frozen(phase)  # a pattern that matches nothing is said before any work
+    evaluator = make_runner(training.evaluation.graph, options) if job.valid else None
+    return train(job, lambda phase: make_runner(training.step(phase), options), evaluator,
+                 training.initial(), folder, resume, report)
+
+
+def run_evaluation(training: Training, options: Options, weights: Path) -> dict[str, float]:
+    """Averages of loss and metrics over the recipe's held-out data."""
+    runner = make_runner(training.evaluation.graph, options)
+    return evaluate(training.job(), runner, read_weights(training, weights))
+
+
+def read_weights(training: Training, path: Path) -> dict[str, np.ndarray]:
+    """Weights from a run's folder (the best, else the last) or a safetensors file."""
+    if path.is_dir():
+        path = path / BEST if (path / BEST).exists() else path / LAST
+    params = {key: value for key, value in load_weights(path).items()
+              if not key.startswith("optimizer/")}
+    require_fit(params, training.initial(), str(path))
+    return params
+
+
+def run_prediction(training: Training, options: Options, weights: Path, files: list[Path],
+                   invert: bool) -> list[dict[str, Any]]:
+    """The likeliest class of each file with its probability."""
+    params = read_weights(training, weights)
+    job = training.job()
+    data = open_data(job.valid or job.train, Path(job.folder))
+    runner = make_runner(training.net.graph, options)
+    runner.set_params({key: params[key] for key in training.net.graph.params})
+    output = next(iter(training.net.outputs))
+    found = []
+    for path in files:
+        inputs = {job.inputs[0].key: _example(data, path, invert)}
+        logits = runner.run(inputs)[output][0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = int(shares.argmax())
+        label = data.classes[best] if data.classes else str(best)
+        found.append({"input": str(path), "label": label, "probability": float(shares[best]),
+                      "probabilities": shares.tolist()})
+    return found
+
+
+def _example(data: Dataset, path: Path, invert: bool) -> np.ndarray:
+    """A file as a batch of one, through the transforms of the held-out data."""
+    field = data.fields[0]
+    shape = data.source.read(np.array([0]))[field][0].shape
+    array = _read(path, shape)
+    if array.shape != shape:
+        raise DataError("E609", f"{show(path)} has shape {list(array.shape)}, the data "
+                        f"{list(shape)}", "resize the picture, or give an array of that shape")
+    if invert:
+        array = (255 if array.dtype == np.uint8 else 1) - array
+    source = Arrays({field: array[None]}, data.classes, str(path))
+    return replace(data, source=source).fetch(np.array([0]))[field]
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if path.suffix != ".npy":
+        channels = shape[0] if len(shape) == 3 else 1
+        return decode(path, (shape[-2], shape[-1]), channels)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError("E602", f"cannot read {show(path)}: {show(error)}") from None

@@ -1,0 +1,192 @@
+"""Tables and progress on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lamina.compiler.inspect.cost import LayerRow, Summary, count_text
+from lamina.compiler.inspect.receptive_field import Field
+from lamina.runtime.events import (
+    EpochDone,
+    Event,
+    Finished,
+    Saved,
+    Started,
+    StepDone,
+    Warned,
+)
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+REFRESH = 0.1  # seconds between redraws of the progress bar
+
+
+# --- the layer table ----------------------------------------------------------------------------
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """The layer table as plain data."""
+    return {"model": summary.model, "layers": [_row_json(row) for row in summary.layers],
+            "parameters": summary.parameters, "macs": _count(summary.macs)}
+
+
+def _row_json(row: LayerRow) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else str(size) for size in row.out.shape]
+    return {"path": row.path, "op": row.op, "out": shape, "parameters": row.parameters,
+            "macs": _count(row.macs), "receptive_field": _field_json(row.field),
+            "line": row.line}
+
+
+def _count(value: Any) -> int | str:
+    return value if isinstance(value, int) else str(value)
+
+
+def _field_json(field: Field | None) -> dict[str, Any] | None:
+    if field is None or field.whole:
+        return None
+    axes = {name: (getattr(field.height, name), getattr(field.width, name))
+            for name in ("size", "stride", "start")}
+    return {name: high if high == wide else [high, wide] for name, (high, wide) in axes.items()}
+
+
+def print_summary(summary: Summary) -> None:
+    """The layer table with its totals."""
+    table = Table(title=escape(summary.model), title_justify="left", box=None, pad_edge=False)
+    for name, justify in (("layer", "left"), ("op", "left"), ("output", "left"),
+                          ("parameters", "right"), ("MACs", "right"), ("field", "right"),
+                          ("line", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in summary.layers:
+        shape = ", ".join(str(size) for size in row.out.shape)
+        table.add_row(escape(row.path), escape(row.op), escape(f"[{shape}]"),
+                      f"{row.parameters:,}" if row.parameters else "",
+                      count_text(row.macs) if row.macs != 0 else "", field_text(row.field),
+                      str(row.line or ""))
+    _console().print(table)
+    buffers = f" and {summary.buffers:,} running statistics" if summary.buffers else ""
+    _console().print(f"{summary.parameters:,} parameters{buffers}, "
+                     f"{escape(count_text(summary.macs))} multiply-accumulates per example "
+                     "(1 MAC = 2 FLOPs)", highlight=False)
+
+
+def field_text(field: Field | None) -> str:
+    """A receptive field as "size / stride"."""
+    if field is None:
+        return ""
+    if field.whole:
+        return "all"
+    high, wide = field.height, field.width
+    if high == wide:
+        return f"{high.size} / {high.stride}"
+    return f"{high.size}x{wide.size} / {high.stride}x{wide.stride}"
+
+
+def _console() -> Console:
+    # A pipe or file gets whole lines, whatever the terminal's width.
+    width = None if sys.stdout.isatty() else 200
+    return Console(width=width, highlight=False)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+class TrainingView:
+    """Draws a progress bar on a terminal, a line per epoch elsewhere."""
+
+    def __init__(self, keep: str):
+        self.keep = keep
+        self.console = _console()
+        self.live = self.console.is_terminal
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), console=self.console, transient=True,
+            refresh_per_second=1 / REFRESH)
+        self.task: Any = None
+        self.per_epoch = 0
+        self.shown = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, EpochDone):
+            self._epoch(event)
+        elif isinstance(event, Started):
+            self._started(event)
+        elif isinstance(event, Warned):
+            self.console.print(f"warning: {escape(event.message)}")
+        elif isinstance(event, Finished):
+            self._finished(event)
+        elif isinstance(event, Saved) and event.why == "interrupt":
+            self.console.print(f"saved {escape(str(event.path))}")
+
+    def _started(self, event: Started) -> None:
+        going = f", going on at step {event.step:,}" if event.step else ""
+        self.console.print(f"{event.examples:,} examples, {event.held_out:,} held out, "
+                           f"{event.epochs} epochs of {event.steps_per_epoch} steps{going}")
+        self.per_epoch = event.steps_per_epoch
+        if self.live:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=event.steps, completed=event.step,
+                                               epoch="", figures="")
+
+    def _step(self, event: StepDone) -> None:
+        if not self.live:
+            return
+        figures = [f"loss {event.loss:.4f}", *(f"{name} {value:.2%}" if name != "loss" else ""
+                                               for name, value in event.metrics.items()),
+                   f"{event.per_second:,.0f} images/s"]
+        self.progress.update(self.task, completed=event.step, epoch=event.epoch,
+                             figures="  ".join(filter(None, figures)))
+
+    def _epoch(self, event: EpochDone) -> None:
+        shown = event.valid or event.train
+        text = "  ".join(_figure(name, value) for name, value in shown.items())
+        speed = f"{event.seconds:6.1f} s"
+        best = "  best so far" if event.best else ""
+        self.console.print(f"epoch {event.epoch:3d}  train loss {event.train['loss']:.4f}  "
+                           f"held out: {text}  {speed}{best}")
+
+    def _finished(self, event: Finished) -> None:
+        if self.live:
+            self.progress.stop()
+        if event.interrupted:
+            self.console.print(f"interrupted by {event.interrupted} at step {event.step:,}; "
+                               "go on with --resume")
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{name} {value:.4f}" if name == "loss" or value > 1 else f"{name} {value:.2%}"
+
+
+def print_figures(figures: dict[str, float]) -> None:
+    """Averages over held-out data."""
+    for name, value in figures.items():
+        _console().print(_figure(name, value))
+
+
+def print_result(keep: str, result: Any) -> None:
+    """Where a run ended: the figure it was kept for, and its checkpoints."""
+    state = result.state
+    if state.best is not None:
+        _console().print(f"best held-out {escape(_figure(keep, state.best))} "
+                         f"in epoch {state.best_epoch}")
+    _console().print(f"checkpoint {escape(str(result.kept))}")
+
+
+def print_zoo(rows: list[dict[str, Any]]) -> None:
+    """The models of the zoo."""
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("file", "left"), ("model", "left"), ("parameters", "right"),
+                          ("MACs", "right"), ("field / stride", "right"), ("recipes", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        macs = f"{row['macs']:,}" if isinstance(row["macs"], int) else row["macs"]
+        field = f"{row['receptive_field']} / {row['stride']}" if row["receptive_field"] else ""
+        table.add_row(row["file"], row["model"], f"{row['parameters']:,}", macs, field,
+                      ", ".join(row["recipes"]))
+    _console().print(table)
