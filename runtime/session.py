@@ -45,8 +45,8 @@ class Session:
         """Train with `runner` from now on: weights as they are, its optimizer state afresh."""
         self._weights = self.weights()
         own = runner.get_params()
-        fresh = {key: np.zeros_like(value) for key, value in own.items()} | self._initial
-        self._set(runner, own, {**fresh, **self._weights})
+        zeros = {k: np.zeros_like(v) for k, v in own.items() if k.startswith(OPTIMIZER)}
+        self._set(runner, own, {**zeros, **self._initial, **self._weights})
 
     def restore(self, runner: Runner, params: Mapping[str, np.ndarray], place: str) -> None:
         """Train with `runner` from the parameters of a checkpoint, which must fit exactly."""
@@ -70,13 +70,23 @@ class Session:
         own = self._runner.get_params() if self._runner else {}
         return {**self._weights, **own}
 
-    def lend(self, runner: Runner, keys: frozenset[str]) -> None:
-        """Copy the weights of these keys into an evaluation runner."""
-        weights = self.weights()
-        runner.set_params({key: weights[key] for key in keys})
-
-    def _set(self, runner: Runner, own: Mapping, values: Mapping[str, np.ndarray]) -> None:
-        known = {key: values[key] for key in own if key in values}
-        require_fit(known, own, self._place)
-        runner.set_params(known)
+    def _set(
+        self, runner: Runner, own: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+    ) -> None:
+        give(runner, own, values, self._place)
         self._runner = runner
+
+
+def give(
+    runner: Runner,
+    own: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
+    place: str,
+) -> None:
+    """Copy from `values` (of `place`) all parameters of the runner, whose `own` show the shapes.
+
+    Raises CheckpointError E703 where one is missing or differs in shape or type.
+    """
+    known = {key: values[key] for key in own if key in values}
+    require_fit(known, own, place)
+    runner.set_params(known)

@@ -47,7 +47,7 @@ from lamina.runtime.events import (
 from lamina.runtime.job import CODES, Job, Keep, Phase, Saving, TrainError, check_job
 from lamina.runtime.logs import Log
 from lamina.runtime.schedule import Schedule, make_schedule
-from lamina.runtime.session import Runner, Session
+from lamina.runtime.session import Runner, Session, give
 
 __all__ = [
     "CODES",
@@ -130,11 +130,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Averages over the held-out data (or `stages`), each example weighing the same.
 
-    `params` are copied into the runner first. Raises DataError.
+    `params` are copied into the runner first. Raises DataError, CheckpointError E703.
     """
     if params is not None:
-        own = eval_runner.get_params()
-        eval_runner.set_params({key: params[key] for key in own})
+        give(eval_runner, eval_runner.get_params(), params, "the weights")
     data = open_data(stages or job.valid, Path(job.folder), job.seed)
     plan = feed(data, job.inputs)
     return _averages(eval_runner, Batches(data, job.batch), plan, {}) or {}
@@ -187,7 +186,7 @@ class _Run:
         self.plan = feed(self.batches.dataset, job.inputs)
         self.valid = self._open(job.valid, drop_last=False) if job.valid else None
         self.valid_plan = feed(self.valid.dataset, job.inputs) if self.valid else ()
-        self.eval_keys = frozenset(eval_runner.get_params() if eval_runner else ())
+        self.eval_params = eval_runner.get_params() if eval_runner else {}
         self.ends = np.cumsum([phase.epochs for phase in job.phases]).tolist()
         self.steps = self.ends[-1] * len(self.batches)
         self.at = _Progress()
@@ -274,7 +273,7 @@ class _Run:
         """Averages on the held-out data; None when a signal came in between."""
         if self.valid is None or self.eval_runner is None:
             return {}
-        self.session.lend(self.eval_runner, self.eval_keys)
+        give(self.eval_runner, self.eval_params, self.session.weights(), "the trained model")
         found = _averages(self.eval_runner, self.valid, self.valid_plan, self.caught)
         self.ticked = time.perf_counter()
         return found
