@@ -16,6 +16,7 @@ from lamina.compiler.lower.emit_cpu import (
     emit_combine,
     emit_loops,
     kept_size,
+    partial_size,
 )
 from lamina.compiler.lower.loops import LoopProgram, build_loops
 from lamina.compiler.lower.views import View
@@ -135,13 +136,13 @@ class Lowering:
 
     def columns(self, loops: LoopProgram, what: str) -> None:
         """A reduction over leading axes: partial sums, then their combination."""
-        chunks, width = chunk_count(loops), kept_size(loops)
-        partials = tuple(self.temp((chunks, width), r.dtype) for r in loops.reductions)
+        chunks, span, width = chunk_count(loops), partial_size(loops), kept_size(loops)
+        partials = tuple(self.temp((chunks, span), r.dtype) for r in loops.reductions)
         self.step(emit_loops(loops, partials), what)
         for r, partial in zip(loops.reductions, partials, strict=True):
             for store in loops.stores:
                 if store.name == r.name:
-                    self.step(emit_combine(r, partial, store.access, chunks, width),
+                    self.step(emit_combine(r, partial, store.access, chunks, span, width),
                               f"{what} combine")
 
 

@@ -7,7 +7,7 @@ the number of threads: whole rows, or whole blocks of 1024 elements.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lamina.compiler.ir.types import Dim, product, to_size
 from lamina.compiler.lower.loops import Access, LoopProgram, Reduction, Statement
@@ -18,6 +18,8 @@ from lamina.runtime.program import Size
 BLOCK = 1024
 CHUNK = 16384  # elements that one partial sum covers, at least
 MAX_CHUNKS = 32
+LANES = 256  # sums kept side by side where a row is short
+SCOPES = 32  # memories that a kernel text can number
 # 1e39 is infinity as a float32.
 START = {"sum": "0", "max": "-1e39", "min": "1e39"}
 START_INT = {"sum": "0", "max": "-2147483648", "min": "2147483647"}
@@ -72,9 +74,12 @@ class _Text:
     def finish(self, title: str, work: Size) -> Emitted:
         head = ["    a = i64ptr(args)"]
         args: list[tuple[str, Size]] = []
+        memories: dict[int, int] = {}  # buffers never overlap each other
         for (buffer, dtype), name in self.pointers.items():
             kind = "u8" if dtype == "bool" else dtype
-            head.append(f"    {name} = {kind}ptr(a[{len(args)}])")
+            number = memories.setdefault(buffer, len(memories))
+            head.append(f"    {name} = {kind}mem(a[{len(args)}], {number})"
+                        if number < SCOPES else f"    {name} = {kind}ptr(a[{len(args)}])")
             args.append(("buffer", buffer))
         for size, name in self.sizes.items():
             head.append(f"    {name} = a[{len(args)}]")
@@ -316,6 +321,26 @@ def chunk_count(loops: LoopProgram) -> Size:
     return ("max", 1, ("min", wanted, rows))
 
 
+def partial_size(loops: LoopProgram) -> Size:
+    """How many partial sums a chunk needs: short rows are summed several at a time."""
+    width = kept_size(loops)
+    if not _is_flat(loops):
+        return width
+    return ("*", width, ("max", 1, ("//", LANES, ("max", 1, width))))
+
+
+def _is_flat(loops: LoopProgram) -> bool:
+    """Whether rows follow each other without gaps, so that many short ones are one long one."""
+    if len(loops.extents) != 2 or loops.reduced != (0,):
+        return False
+    accesses = [s.access for s in loops.statements if isinstance(s, Statement) and s.access
+                and s.kind != "pointer"]
+    accesses += [s.access for s in loops.stores if s.full]
+    flat = (loops.extents[1], 1)
+    return all(a.strides in (flat, (0, 0)) for a in accesses) and \
+        not (isinstance(loops.extents[1], int) and loops.extents[1] >= LANES)
+
+
 def kept_size(loops: LoopProgram) -> Size:
     """How many sums a column program makes."""
     kept = [n for axis, n in enumerate(loops.extents) if axis not in loops.reduced]
@@ -328,6 +353,9 @@ def _emit_columns(text: _Text, loops: LoopProgram, partials: tuple[int, ...]) ->
     rows = [text.dim(loops.extents[axis]) for axis in loops.reduced]
     sums = {r.name: text.pointer(buffer, r.dtype)
             for r, buffer in zip(loops.reductions, partials, strict=True)}
+    if _is_flat(loops):
+        _emit_flat_columns(text, loops, sums)
+        return
     chunks, width = text.size(chunk_count(loops)), text.size(kept_size(loops))
     steady = _steady_names(loops, range(len(counters)))
     _emit_keys(text, loops)
@@ -357,6 +385,50 @@ def _emit_columns(text: _Text, loops: LoopProgram, partials: tuple[int, ...]) ->
             text.add(f"{sums[r.name]}[c] = {r.name}")
 
 
+def _emit_flat_columns(text: _Text, loops: LoopProgram, sums: dict[str, str]) -> None:
+    """Short dense rows: as many at once as make a long loop, with a sum for each position."""
+    counters = ["r", "i"]
+    rows, width = (text.dim(extent) for extent in loops.extents)
+    chunks, span = text.size(chunk_count(loops)), text.size(partial_size(loops))
+    steady = _steady_names(loops, range(2))
+    _emit_keys(text, loops)
+    _emit_named(text, loops, steady, counters)
+    text.add(f"for c in range(tid * {chunks} // nthreads, (tid + 1) * {chunks} // nthreads):")
+    text.depth += 1
+    _clear_sums(text, loops, sums, span, True)
+    text.add(f"step = max(i64(1), {span})")
+    text.add(f"end = (c + 1) * {rows} // {chunks} * {width}")
+    text.add(f"for start in range(c * {rows} // {chunks} * {width}, end, step):")
+    text.add(f"    for j in range(min({span}, end - start)):")
+    text.depth += 2
+    text.add("i = start + j")
+    flat = replace(loops, statements=tuple(_flattened(s) for s in loops.statements))
+    for s in flat.statements:
+        if s.name not in steady:
+            _emit_statement(text, s, counters)
+    for r in loops.reductions:
+        target = f"{sums[r.name]}[c * {span} + j]"
+        text.add(f"{target} = {COMBINE[r.how].format(target, r.source)}")
+    for store in (s for s in loops.stores if s.name not in sums):
+        _emit_store(text, replace(store, access=_flat_access(store.access)), counters)
+    text.depth -= 2
+    text.add(f"for j in range({width}, {span}):")
+    for r in loops.reductions:
+        target = f"{sums[r.name]}[c * {span} + j % {width}]"
+        value = COMBINE[r.how].format(target, f"{sums[r.name]}[c * {span} + j]")
+        text.add(f"    {target} = {value}")
+
+
+def _flattened(s: Statement | Reduction) -> Statement | Reduction:
+    if isinstance(s, Reduction) or s.access is None:
+        return s
+    return replace(s, access=_flat_access(s.access))
+
+
+def _flat_access(access: Access) -> Access:
+    return access if access.strides == (0, 0) else replace(access, strides=(0, 1))
+
+
 def _clear_sums(text: _Text, loops: LoopProgram, sums, width: str, kept: bool) -> None:
     if not kept:
         for r in loops.reductions:
@@ -375,17 +447,18 @@ def _flat(text: _Text, loops: LoopProgram, axes: list[int]) -> str:
     return place
 
 
-def emit_combine(r: Reduction, partial: int, result: Access, chunks: Size, width: Size) -> Emitted:
-    """The kernel that adds up the partial sums of a column program, in order."""
+def emit_combine(r: Reduction, partial: int, result: Access, chunks: Size, span: Size,
+                 width: Size) -> Emitted:
+    """The kernel that adds up a column program's sums in order: the first `width` of each `span`."""
     text = _Text()
     source, target = text.pointer(partial, r.dtype), text.pointer(result.buffer, r.dtype)
-    chunks_name, width_name = text.size(chunks), text.size(width)
+    chunks_name, span_name, width_name = text.size(chunks), text.size(span), text.size(width)
     start = text.dim(result.offset)
     text.add(f"for j in range(tid * {width_name} // nthreads, "
              f"(tid + 1) * {width_name} // nthreads):")
     text.add(f"    total = {_start(r)}")
     text.add(f"    for c in range({chunks_name}):")
-    value = f"{source}[c * {width_name} + j]"
+    value = f"{source}[c * {span_name} + j]"
     text.add(f"        total = {COMBINE[r.how].format('total', value)}")
     text.add(f"    {target}[{start} + j] = total")
     return text.finish(f"Combine partial results ({r.how}).", ("*", chunks, width))

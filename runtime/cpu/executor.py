@@ -25,7 +25,7 @@ import numpy as np
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.load import load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
-from lamina.runtime.cpu.threads import WALKER, Table, Threads, available_cores
+from lamina.runtime.cpu.threads import TIMER, WALKER, Table, Threads, available_cores
 from lamina.runtime.program import THREADS, Program, evaluate
 
 PLANS_KEPT = 8
@@ -71,7 +71,7 @@ class Executor:
         self.program = program
         self.check_memory = check_memory
         folder = default_folder(os.environ) if cache_folder is None else Path(cache_folder)
-        cache = Cache.open(folder)
+        self._cache = cache = Cache.open(folder)
         self.warning = cache.warning
         count = threads or available_cores()
         walker, *self._kernels = load(
@@ -142,19 +142,24 @@ class Executor:
         rounds: int = 1,
         bindings: Mapping[str, int] | None = None,
     ) -> list[tuple[str, float]]:
-        """(label, least seconds over `rounds` runs) of each step, run one by one."""
+        """(label, least seconds over `rounds` whole runs) of each step, waiting included."""
+        (timer,) = load([TIMER], self._cache)
+        steps = self.program.steps
+        least = np.full(len(steps), np.inf)
+        begin: tuple[float, int] | None = None
         with self._lock:
             ready = self._prepare(inputs, bindings or {})
-            tables = [self._table_of(ready, index) for index in range(len(ready.blocks))]
-            best = [float("inf")] * len(tables)
-            for _ in range(rounds):
-                for index, table in enumerate(tables):
-                    start = time.perf_counter()
-                    self._threads.run(table)
-                    best[index] = min(best[index], time.perf_counter() - start)
+            assert ready.table is not None
+            ends = ready.table.ends
+            for _ in range(max(2, rounds)):  # two runs tell how long a tick is
+                self._threads.run(ready.table, timer)
+                begin = begin or (time.perf_counter(), int(ends[-1]))
+                least = np.minimum(least, np.diff(ends))
+            took = time.perf_counter() - begin[0]
+        tick = took / max(1, int(ends[-1]) - begin[1])
         return [
-            (step.label or self.program.kernels[step.kernel].name, seconds)
-            for step, seconds in zip(self.program.steps, best, strict=True)
+            (step.label or self.program.kernels[step.kernel].name, float(ticks) * tick)
+            for step, ticks in zip(steps, least, strict=True)
         ]
 
     def close(self) -> None:

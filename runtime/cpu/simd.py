@@ -13,6 +13,7 @@ Kernel texts import names from here and nothing else:
 
     f32, f64, i32, i64, u8                      number types, for constants and casts
     f32ptr(address) ... u8ptr(address)          typed pointers, indexed by integers
+    f32mem(address, n) ... u8mem(address, n)    the same; memory of another number n < 32 lies apart
     local_f32(n), local_i64(n)                  address of n items on the stack, n a literal
     select(c, a, b), maximum, minimum           no branch; NaN as in NumPy
     plus(a, b)                                  a sum whose order is free, for reductions
@@ -20,10 +21,12 @@ Kernel texts import names from here and nothing else:
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
-    call_kernel, barrier                        for the table walker alone
+    call_kernel, barrier, ticks                 for the table walker alone
 """
 
 from __future__ import annotations
+
+import operator
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -44,7 +47,9 @@ from lamina.runtime.cpu.emit import (
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+SCOPES = 32  # how many memories a kernel can tell apart
 
 f32, f64, i32, i64, u8 = np.float32, np.float64, np.int32, np.int64, np.uint8
 
@@ -69,6 +74,73 @@ f64ptr = _pointer(types.float64, F64)
 i32ptr = _pointer(types.int32, I32)
 i64ptr = _pointer(types.int64, I64)
 u8ptr = _pointer(types.uint8, ir.IntType(8))
+
+
+class Memory(types.CPointer):
+    """A typed pointer into memory number `scope`, which overlaps no memory of another number."""
+
+    def __init__(self, item: types.Type, scope: int):
+        super().__init__(item)
+        self.scope = scope
+        self.name = f"{item}*{scope}"
+
+    @property
+    def key(self):
+        return self.dtype, self.scope
+
+
+register_model(Memory)(models.PointerModel)
+
+
+def _memory(item: types.Type, storage: ir.Type):
+    """A typed pointer from an int64 address and the literal number of its memory.
+
+    Without it LLVM compares the bounds of every two pointers before it enters a vector loop, and
+    beyond a few pointers gives up.
+    """
+
+    @intrinsic(prefer_literal=True)
+    def memory(_, address, scope):
+        if not isinstance(scope, types.IntegerLiteral) or not 0 <= scope.literal_value < SCOPES:
+            return None
+
+        def generate(context, builder, signature, args):
+            return builder.inttoptr(args[0], storage.as_pointer())
+
+        return Memory(item, scope.literal_value)(types.int64, scope), generate
+
+    return memory
+
+
+f32mem = _memory(types.float32, F32)
+f64mem = _memory(types.float64, F64)
+i32mem = _memory(types.int32, I32)
+i64mem = _memory(types.int64, I64)
+u8mem = _memory(types.uint8, ir.IntType(8))
+
+
+def _mark(access: ir.Instruction, builder: ir.IRBuilder, scope: int) -> None:
+    """Say that a load or store touches memory `scope` and no other."""
+    module = builder.module
+    domain = module.add_metadata(["lamina"])
+    scopes = [module.add_metadata([f"lamina {n}", domain]) for n in range(SCOPES)]
+    access.set_metadata("alias.scope", module.add_metadata([scopes[scope]]))
+    access.set_metadata("noalias", module.add_metadata(scopes[:scope] + scopes[scope + 1 :]))
+
+
+@lower_builtin(operator.getitem, Memory, types.Integer)
+def _load_memory(context, builder, signature, args):
+    value = builder.load(builder.gep(args[0], [args[1]]))
+    _mark(value, builder, signature.args[0].scope)
+    return value
+
+
+@lower_builtin(operator.setitem, Memory, types.Integer, types.Any)
+def _store_memory(context, builder, signature, args):
+    memory, _, kind = signature.args
+    value = context.cast(builder, args[2], kind, memory.dtype)
+    _mark(builder.store(value, builder.gep(args[0], [args[1]])), builder, memory.scope)
+    return context.get_dummy_value()
 
 
 def _local(storage: ir.Type):
@@ -653,6 +725,17 @@ def call_kernel(_, function, args, tid, nthreads):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def ticks(_):
+    """The processor's counter of time, in units of its own."""
+
+    def generate(context, builder, signature, args):
+        call = declare(builder, ir.FunctionType(I64, []), "llvm.readcyclecounter")
+        return builder.call(call, [])
+
+    return types.int64(), generate
 
 
 def _pause(builder: ir.IRBuilder) -> None:

@@ -42,6 +42,14 @@ def kernel(args, tid, nthreads):
             barrier(block[2], goal, block[3])
 '''
 
+# The same, and thread 0 writes when each row ended: block[4] has a tick for the start and each row.
+TIMER = (
+    WALKER.replace("i64ptr\n", "i64ptr, ticks\n", 1)
+    .replace("    goal =", "    ends = i64ptr(block[4])\n    ends[0] = ticks()\n    goal =")
+    .rstrip("\n")
+    + "\n        if tid == 0:\n            ends[row + 1] = ticks()\n"
+)
+
 _LIBC = ctypes.CDLL(None)
 
 
@@ -67,13 +75,21 @@ class Table:
         self.parallel = any(not single for _, _, single in calls)
         self.rows = np.zeros((max(1, len(calls)), 3), np.int64)
         self.counter = np.zeros(16, np.int64)
+        self.ends = np.zeros(len(calls) + 1, np.int64)
         for index, (kernel, args, single) in enumerate(calls):
             following = calls[index + 1][2] if index + 1 < len(calls) else True
             # Two single rows run on one thread in order; the end of the table joins anyway.
             joins = index + 1 < len(calls) and not (single and following)
             self.rows[index] = kernel, args, SINGLE * single + BARRIER * joins
         self.block = np.array(
-            [self.rows.ctypes.data, len(calls), self.counter.ctypes.data, _SPINS], np.int64
+            [
+                self.rows.ctypes.data,
+                len(calls),
+                self.counter.ctypes.data,
+                _SPINS,
+                self.ends.ctypes.data,
+            ],
+            np.int64,
         )
 
 
@@ -91,15 +107,15 @@ class Threads:
         self._cores = _cores()
         self._taken: set[int] = set()
 
-    def run(self, table: Table) -> None:
-        """Walk the table; calls from several threads take turns."""
+    def run(self, table: Table, timer: int = 0) -> None:
+        """Walk the table, with `timer` (TIMER's address) timed; callers take turns."""
         address = table.block.ctypes.data
         count = self.count if table.parallel else 1
         if self._pid != os.getpid():  # the first run, or a child after fork
             self._start()
         with self._busy:
             if count == 1:
-                self._walk(address, 0, 1)
+                (_Entry(timer) if timer else self._walk)(address, 0, 1)
                 return
             table.counter[0] = 0
             table.block[3] = _SPINS if count <= (os.cpu_count() or 1) else 50
@@ -109,7 +125,7 @@ class Threads:
             for lock in self._go:
                 lock.release()
             try:
-                self._walk(address, 0, count)
+                (_Entry(timer) if timer else self._walk)(address, 0, count)
             finally:
                 self._join()
 
