@@ -153,9 +153,9 @@ def _objective(ctx: Context, module: Module, instance: Instance, outputs: Mappin
         if value is BROKEN:
             continue
         if not isinstance(value, Tensor) or value.shape != ():
-            what = describe(value)
-            ev.error("E501", f"the {name.removeprefix('metric:')} must be a single number, this "
-                     f"is {what}", expr.span, help="take the `mean` or `sum` of it")
+            what = f"the metric `{name.removeprefix(METRIC)}`" if name != LOSS else "the loss"
+            ev.error("E501", f"{what} must be a single number, this is {describe(value)}",
+                     expr.span, help="take the `mean` or `sum` of it")
             continue
         found[name] = value
     return found

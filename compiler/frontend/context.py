@@ -60,7 +60,8 @@ class Context:
         self.requested: set[str] = set()  # the paths that layers asked for
         self.place: Span | None = None  # the user's line while inside the layer library
         self.reported: set[tuple[str, int, int, str]] = set()
-        self.evaluating: list[str] = []  # constants on the way to the one that is evaluated
+        self.evaluating: tuple[str, ...] = ()  # constants on the way to the one being evaluated
+        self.circular: set[str] = set()  # constants already reported to need themselves
         self.instantiate: Callable[..., Any] = _not_ready
 
     # --- diagnostics ----------------------------------------------------------------------------

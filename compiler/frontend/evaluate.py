@@ -38,6 +38,8 @@ OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul", "**"
              "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal",
              "==": "equal", "!=": "not_equal"}
 VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
+USUAL_NAMES = {"float": "f32", "float32": "f32", "float64": "f64", "double": "f64", "int": "i32",
+               "int32": "i32", "int64": "i64", "long": "i64"}
 MAX_REPEATS = 10_000
 
 
@@ -66,9 +68,11 @@ class Evaluator:
 
     def unknown_dtype(self, annotation: ast.TensorType) -> Any:
         """Report an element type that does not exist."""
-        return self.error("E316", f"no element type is named `{annotation.dtype}`",
-                          annotation.span, help=did_you_mean(annotation.dtype or "", DTYPES) or
-                          f"element types: {', '.join(DTYPES)}")
+        name = annotation.dtype or ""
+        usual = USUAL_NAMES.get(name)
+        return self.error("E316", f"no element type is named `{name}`",
+                          annotation.span, help=f"did you mean `{usual}`?" if usual else
+                          did_you_mean(name, DTYPES) or f"element types: {', '.join(DTYPES)}")
 
     # --- expressions ----------------------------------------------------------------------------
 
@@ -112,17 +116,20 @@ class Evaluator:
             return self.error("E306", "`_` stands for the piped value, and nothing is piped here",
                               expr.span, help="use it inside a stage, after `->`")
         return self.error("E301", f"`{expr.id}` is not defined here", expr.span,
-                          help=did_you_mean(expr.id, self.scope.visible()) or
-                          _symbol_help(expr.id))
+                          help=_bound_below(self.instance.definition.node.body, expr) or
+                          did_you_mean(expr.id, self.scope.visible()) or _symbol_help(expr.id))
 
     def _constant(self, binding: Binding, constant: Constant, expr: ast.Name) -> Any:
         """The value of a constant, kept for its next use."""
         node, before = constant.node, self.ctx.evaluating
+        if node.name.id in self.ctx.circular:
+            return BROKEN
         if node.name.id in before:
+            self.ctx.circular |= set(before)
             chain = " -> ".join((*before, node.name.id))
             return self.error("E402", f"the constant `{node.name.id}` needs itself: {chain}",
                               expr.span, help="give one of them a number")
-        self.ctx.evaluating = [*before, node.name.id]
+        self.ctx.evaluating = (*before, node.name.id)
         value = self.inside(constant.scope).eval(node.value)
         self.ctx.evaluating = before
         if value is BROKEN:
@@ -706,6 +713,14 @@ class Evaluator:
             rounds.append({t.id: Binding(v, t.span, "local")
                            for t, v in zip(body.targets, values, strict=True)})
         return rounds
+
+
+def _bound_below(body: tuple[ast.Statement, ...], expr: ast.Name) -> str | None:
+    for statement in body:
+        for name in statement.targets if isinstance(statement, ast.Assign) else ():
+            if name.id == expr.id and name.span.start > expr.span.start:
+                return f"`{expr.id}` is bound below, on line {name.span.line}: move this line down"
+    return None
 
 
 def _symbol_help(name: str) -> str | None:

@@ -354,7 +354,8 @@ def _make_param(body: _Body, statement: ast.Param | ast.Buffer, initial: Initial
         return BROKEN
     unknown = [size for size in sizes if isinstance(size, Expression)]
     if unknown:
-        return body.ev.error("E321", f"the shape of parameter `{statement.name.id}` depends on "
+        key = _key(body, statement.name.id)
+        return body.ev.error("E321", f"the shape of parameter `{key}` depends on "
                              f"`{unknown[0]}`, which is not known when compiled", annotation.span,
                              help=KNOWN_SIZES)
     try:

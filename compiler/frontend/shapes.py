@@ -165,8 +165,8 @@ def _solve(ev: Any, dim: ast.Dim, bound: Binding) -> Any:
     solution = _solve_linear(ev, dim.value, name, actual)
     if solution is None:
         return ev.error("E315", f"`{dim.span.text}` = {actual} has no whole solution for `{name}`",
-                        dim.span, help="annotate the symbol alone on another axis, or change "
-                        "the size")
+                        dim.span, notes=[Note("called here", bound.called)] if bound.called else
+                        (), help="annotate the symbol alone on another axis, or change the size")
     ev.home.names[name] = replace(bound, value=solution, origin=None)
     return actual
 

@@ -206,7 +206,7 @@ def describe(value: Any) -> str:
     if isinstance(value, Expression):
         return f"the size {value}"
     if isinstance(value, str):
-        return f"the text {value!r}"
+        return f"the text {describe_static(value)}"
     if isinstance(value, (tuple, list)):
         return f"a list of {len(value)}"
     if isinstance(value, (Layer, Definition, OpRef)):

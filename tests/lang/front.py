@@ -37,16 +37,16 @@ def compile_text(text: str) -> list[Build]:
 
 def compile_module(module: Module) -> list[Build]:
     """Every model and recipe of a module, built. A mistake that several meet is given once."""
-    found: dict[tuple, Diagnostic] = {_key(one): one for one in module.sink.diagnostics}
+    found: list[Diagnostic] = list(module.sink.diagnostics)
     builds = []
     for job in _jobs(module):
         try:
             builds.append(job())
         except CompileError as error:
-            for one in error.diagnostics:
-                found.setdefault(_key(one), one)
+            known = {_key(one) for one in found}
+            found += [one for one in error.diagnostics if _key(one) not in known]
     if found:
-        raise CompileError(*sorted(found.values(), key=_place))
+        raise CompileError(*sorted(found, key=_place))
     return builds
 
 
