@@ -16,6 +16,8 @@ from lamina.compiler.lower.templates.text import (
     Operand,
     Template,
     Tile,
+    lanes_tile,
+    narrow_lanes_tile,
     narrow_tile,
     wide_tile,
 )
@@ -134,7 +136,8 @@ def _panels(columns: Dim, tile: Tile) -> Dim:
 
 def _contraction(low: Lowering, node: Node) -> None:
     finish = finish_of(low, node)
-    (_matmul if finish.anchor.op.name == "matmul" else _conv2d)(low, finish)
+    {"matmul": _matmul, "conv2d": _conv2d, "avg_pool2d": _mean_pool,
+     "avg_pool2d_grad": _mean_pool}[finish.anchor.op.name](low, finish)
     _publish(low, node, finish)
 
 
@@ -329,7 +332,7 @@ def _last(view: View, layout: str) -> View:
 
 
 def _pool(low: Lowering, node: Node) -> None:
-    """max_pool2d, avg_pool2d and their gradients."""
+    """max_pool2d and its gradient."""
     attrs = node.attributes
     layout, gradient = attrs["layout"], node.op.name.endswith("_grad")
     operands = [low.dense_view(_last(low.view(value), layout)) for value in node.inputs]
@@ -354,13 +357,52 @@ def _pool(low: Lowering, node: Node) -> None:
             index = _recompute_index(low, operands[0], small, attrs, sizes)
         template = window.max_pool_grad(STORE, _index_type(attrs))
         _run(low, template, {"dy": operands[1], "index": _Memory(index), "y0": result, **sizes}, work)
-    else:
-        count = attrs["count_padding"]
-        make = window.avg_pool_grad if gradient else window.avg_pool
-        name = "dy" if gradient else "x"
-        _run(low, make(STORE, count), {name: operands[0], "y0": result, **sizes}, work)
     low.view_of[Value(node.id)] = views.transpose(result, (0, 3, 1, 2)) if layout == "nchw" \
         else result
+
+
+def _bare_mean_pool(low: Lowering, node: Node) -> None:
+    """An average pool that the layout pass did not see is computed channels-last all the same."""
+    if node.attributes["layout"] == "nhwc":
+        _contraction(low, node)
+        return
+    kept = low.view(node.inputs[0])
+    shape = tuple(node.type.shape[axis] for axis in (0, 2, 3, 1))
+    anchor = Node(node.id, node.op, node.inputs, node.attrs, (TensorType(shape),), None,
+                  node.span, node.path)
+    result = low.fresh(TensorType(shape))
+    low.view_of[node.inputs[0]] = views.transpose(kept, (0, 2, 3, 1))
+    _mean_pool(low, Finish(STORE, (), (result,), anchor, node.inputs))
+    low.view_of[node.inputs[0]] = kept
+    low.view_of[Value(node.id)] = views.transpose(result, (0, 3, 1, 2))
+
+
+def _mean_pool(low: Lowering, finish: Finish) -> None:
+    """avg_pool2d or its gradient, channels last."""
+    anchor, attrs = finish.anchor, finish.anchor.attributes
+    operand = low.dense(finish.operands[0])
+    gradient = anchor.op.name == "avg_pool2d_grad"
+    large, small = (anchor.type.shape, operand.shape) if gradient else \
+        (operand.shape, anchor.type.shape)
+    sizes = {**_window_sizes(large, small, attrs), **_epilogue_values(finish)}
+    work = to_size(product(large))
+    kernel, stride = (sizes["KH"], sizes["KW"]), (sizes["stride_h"], sizes["stride_w"])
+    inside = not any(amount for side in padding_pairs(attrs["padding"]) for amount in side)
+    apart = all(s >= k for k, s in zip(kernel, stride, strict=True))
+    channels = large[3]
+    few = isinstance(channels, int) and channels <= low.vector_width
+    tile = (narrow_lanes_tile if few else lanes_tile)(low.vector_width)
+    if gradient and inside and apart:
+        _run(low, window.mean_pool_grad(finish.epilogue, tile), {"dy": operand, **sizes}, work)
+    elif not gradient and inside:
+        _, row, pixel, _ = operand.strides
+        more = {"groups": 1, "K": channels, "x_image": operand.strides[0], "x_row": row,
+                "x_pixel": pixel, "dilation_h": 1, "dilation_w": 1}
+        _run(low, contract.mean_pool(finish.epilogue, tile), {"x": operand, **sizes, **more}, work)
+    else:
+        make = window.avg_pool_grad if gradient else window.avg_pool
+        template = make(finish.epilogue, attrs["count_padding"])
+        _run(low, template, {"dy" if gradient else "x": operand, **sizes}, work)
 
 
 def _index_type(attrs) -> str:
@@ -415,6 +457,7 @@ def _take_grad(low: Lowering, node: Node) -> None:
 
 HANDLERS: dict[str, Handler] = {
     "matmul": _contraction, "conv2d": _bare_conv2d, "conv2d_weight_grad": _weight_gradient,
-    "max_pool2d": _pool, "avg_pool2d": _pool, "max_pool2d_grad": _pool, "avg_pool2d_grad": _pool,
+    "max_pool2d": _pool, "max_pool2d_grad": _pool,
+    "avg_pool2d": _bare_mean_pool, "avg_pool2d_grad": _bare_mean_pool,
     "take": _take, "take_grad": _take_grad, "epilogue": _contraction,
 }

@@ -15,7 +15,7 @@ from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim
 from lamina.compiler.ops.define import REGISTRY
 
-ANCHORS = ("matmul", "conv2d")
+ANCHORS = ("matmul", "conv2d", "avg_pool2d", "avg_pool2d_grad")  # elementwise work may follow
 FREE = ("const", "iota")  # cheap enough to repeat inside every group that reads them
 MAX_NODES = 48
 MAX_OPERANDS = 20
@@ -221,7 +221,7 @@ def _shape_of_work(graph: Graph, node: Node) -> tuple[str, tuple[Dim, ...], tupl
     if node.op.kind == "reduce":
         shape, axes = graph.type(node.inputs[0]).shape, node.attributes["axes"]
         return classify(shape, axes), shape, axes
-    if node.op.name in ANCHORS:
+    if node.op.name in ANCHORS and node.attributes.get("layout") != "nchw":
         return "epilogue", node.type.shape, ()
     return "single", node.type.shape, ()
 

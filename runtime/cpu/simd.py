@@ -664,6 +664,7 @@ tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
 tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
 tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
+lanes_8x1_4, lanes_8x1_8, lanes_8x1_16 = (_tile(8, 1, width, True) for width in (4, 8, 16))
 
 
 def _mover(nv: int, width: int):

@@ -5,6 +5,8 @@ Packed weights are panels of `nr` columns: [group][panel][n0][n1][n2][nr], zero 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lamina.compiler.lower.templates.text import (
     SPLIT,
     Epilogue,
@@ -172,7 +174,14 @@ def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
     channel floats. C and K count channels per group; rows of the result are (image, oh, ow),
     columns are group * K + k. Weights: pack(columns=K, n0=KH, n1=KW, n2=C).
     """
-    return _convolution(epilogue, tile, depthwise=False)
+    weights = f"""
+    n0, n1, n2 = KH, KW, C
+    a1, b0, b1, b2 = dilation_w * x_pixel, KW * C * {tile.nr}, C * {tile.nr}, i64({tile.nr})
+    panel_floats = KH * KW * C * {tile.nr}
+    channel_step = i64(0)
+    if dilation_w == 1 and x_pixel == C:
+        n1, n2 = i64(1), KW * C  # neighbouring pixels are one run of floats"""
+    return _convolution("Direct convolution.", epilogue, tile, weights)
 
 
 def depthwise(epilogue: Epilogue, vector_width: int) -> Template:
@@ -180,31 +189,42 @@ def depthwise(epilogue: Epilogue, vector_width: int) -> Template:
 
     C = K = the number of channels; the weights are dense [KH][KW][C], unpacked.
     """
-    return _convolution(epilogue, lanes_tile(vector_width), depthwise=True)
+    tile = lanes_tile(vector_width)
+    weights = f"""
+    n0, n1, n2 = KH, KW, i64(1)
+    a1, b0, b1, b2 = dilation_w * x_pixel, KW * C, C, i64(0)
+    panel_floats = i64({tile.nr})
+    channel_step = i64({tile.nr})"""
+    return _convolution("Depthwise convolution.", epilogue, tile, weights)
 
 
-def _convolution(epilogue: Epilogue, tile: Tile, depthwise: bool) -> Template:
+def mean_pool(epilogue: Epilogue, tile: Tile) -> Template:
+    """The mean of each window that lies inside the image, of every channel.
+
+    Arguments as conv2d without weights, with groups = 1 and C = K = the number of channels;
+    `tile` is one of lanes.
+    """
+    weights = f"""
+    n0, n1, n2 = KH, KW, i64(1)
+    a1, b0, b1, b2 = dilation_w * x_pixel, i64(0), i64(0), i64(0)
+    panel_floats = i64(0)
+    channel_step = i64({tile.nr})
+    window = f32(KH * KW)
+    w = local_f32({tile.nr})
+    fill_{tile.row}(w, f32(1))"""
+    mean = replace(epilogue, text=("acc = acc / window", *epilogue.text))
+    return _convolution("Mean of windows.", mean, tile, weights)
+
+
+def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str) -> Template:
+    """A contraction over windows; `weights` is the text that names the strides of both sides."""
     mr, nr = tile.mr, tile.nr
     arguments = (
-        *("x", "w"),
+        *(("x",) if "w = local" in weights else ("x", "w")),
         *operand_names(epilogue),
         *["images", "OH", "OW", "groups", "KH", "KW", "C", "K", "x_image", "x_row", "x_pixel"],
         *["stride_h", "stride_w", "dilation_h", "dilation_w"],
     )
-    if depthwise:
-        weights = f"""
-    n0, n1, n2 = KH, KW, i64(1)
-    a1, b0, b1, b2 = dilation_w * x_pixel, KW * C, C, i64(0)
-    panel_floats = i64({nr})
-    channel_step = i64({nr})"""
-    else:
-        weights = f"""
-    n0, n1, n2 = KH, KW, C
-    a1, b0, b1, b2 = dilation_w * x_pixel, KW * C * {nr}, C * {nr}, i64({nr})
-    panel_floats = KH * KW * C * {nr}
-    channel_step = i64(0)
-    if dilation_w == 1 and x_pixel == C:
-        n1, n2 = i64(1), KW * C  # neighbouring pixels are one run of floats"""
     body = f"""
     rows_all = images * OH * OW
     tiles = (rows_all + {mr - 1}) // {mr}
@@ -256,5 +276,4 @@ def _convolution(epilogue: Epilogue, tile: Tile, depthwise: bool) -> Template:
                 valid = min(i64({mr}), rows_all - first_row)
 {tile_epilogue(epilogue, tile, 16)}
 """
-    doc = "Depthwise convolution." if depthwise else "Direct convolution."
     return Template(kernel_text(doc, arguments, epilogue, body), arguments)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lamina.compiler.lower.templates.text import (
     POINTERS,
+    SPLIT,
     STORE,
     Epilogue,
     Template,
+    Tile,
     element,
     kernel_text,
     operand_names,
     row_loads,
+    tile_epilogue,
+    tile_locals,
 )
 
 CHANNELS = 64  # channels handled at once, in accumulators on the stack
@@ -214,6 +220,68 @@ def avg_pool_grad(epilogue: Epilogue = STORE, count_padding: bool = True) -> Tem
 """
     doc = "Gradient of average pooling."
     return Template(kernel_text(doc, arguments, epilogue, body), arguments)
+
+
+def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
+    """dx[images, H, W, C] from dy[images, OH, OW, C] where no two windows overlap.
+
+    Windows lie inside the image; what none of them covers becomes 0. `tile` is one of lanes.
+    """
+    mr, nr = tile.mr, tile.nr
+    arguments = ("dy", *operand_names(epilogue), *_SIZES)
+    mean = replace(epilogue, text=("acc = acc / window", *epilogue.text))
+    body = f"""
+    rows_all = images * H * W
+    units = (rows_all + {mr - 1}) // {mr}
+    panels = (C + {nr - 1}) // {nr}
+    columns = C
+{SPLIT.strip(chr(10))}
+    window = f32(KH * KW)
+    zeros = local_f32({nr})
+    fill_{tile.row}(zeros, f32(0))
+    table_at = local_i64({mr})
+    table = i64ptr(table_at)
+    out = local_f32({mr * nr})
+{tile_locals(mean, tile)}
+    left = rows_all - u_lo * {mr}
+    limit = min(rows_all, u_hi * {mr}) * columns if panels == 1 else i64(0)
+    w = u_lo * {mr} % max(i64(1), W)
+    h = u_lo * {mr} // max(i64(1), W) % max(i64(1), H)
+    image = u_lo * {mr} // max(i64(1), W * H)
+    ow, kw = w // max(i64(1), stride_w), w % max(i64(1), stride_w)
+    oh, kh = h // max(i64(1), stride_h), h % max(i64(1), stride_h)
+    for t in range(u_lo, u_hi):
+        for m in range({mr}):
+            covered = kh < KH and kw < KW and oh < OH and ow < OW
+            table[m] = dy + 4 * ((image * OH + oh) * OW + ow) * C if covered else i64(0)
+            left -= 1
+            if left > 0:  # counting up costs a tenth of dividing
+                w += 1
+                kw += 1
+                if kw == stride_w:
+                    kw = i64(0)
+                    ow += 1
+                if w == W:
+                    w, kw, ow = i64(0), i64(0), i64(0)
+                    h += 1
+                    kh += 1
+                    if kh == stride_h:
+                        kh = i64(0)
+                        oh += 1
+                    if h == H:
+                        h, kh, oh = i64(0), i64(0), i64(0)
+                        image += 1
+        first_row = t * {mr}
+        valid = min(i64({mr}), rows_all - first_row)
+        for p in range(p_lo, p_hi):
+            first_column = p * {nr}
+            width = min(i64({nr}), C - first_column)
+            for m in range({mr}):
+                at = table[m] + 4 * first_column if table[m] != 0 else zeros
+                move_{tile.row}(out + m * {4 * nr}, at)
+{tile_epilogue(mean, tile, 12)}
+"""
+    return Template(kernel_text("Gradient of a mean of windows.", arguments, mean, body), arguments)
 
 
 def _pointer(index: str) -> str:
