@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.sources import SOURCES, Source
-from lamina.runtime.data.stage import Stage, call
+from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
     Draw,
@@ -135,6 +135,7 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
     first = stages[0]
     if first.name not in SOURCES:
         _not_a_source(first)
+    check_call(first, SOURCES[first.name], folder=Path())
     for stage in stages[1:]:
         _check_transform(stage)
     if first.name == "arrays":

@@ -28,6 +28,16 @@ def call(stage: Stage, function: Callable, **context: object):
 
     Parameters of `function` that start with an underscore take the context and are no arguments.
     """
+    bound = check_call(stage, function, **context)
+    try:
+        return function(*bound.args, **bound.kwargs)
+    except DataError as error:
+        error.line = error.line or stage.line
+        raise
+
+
+def check_call(stage: Stage, function: Callable, **context: object) -> inspect.BoundArguments:
+    """The arguments as `function` takes them, without calling it; E608 if they do not fit."""
     signature = inspect.signature(function)
     given = {f"_{key}": value for key, value in context.items()}
     hidden = {key: value for key, value in given.items() if key in signature.parameters}
@@ -35,16 +45,11 @@ def call(stage: Stage, function: Callable, **context: object):
         named = dict(stage.kwargs)
         if any(key.startswith("_") for key in named):
             raise TypeError("arguments do not start with an underscore")
-        bound = signature.bind(*stage.args, **named, **hidden)
+        return signature.bind(*stage.args, **named, **hidden)
     except TypeError as error:
         usage = _usage(stage.name, signature)
         message = f"`{show(stage.name)}`: {show(error)}"
         raise DataError("E608", message, f"it is written {usage}", stage.line) from None
-    try:
-        return function(*bound.args, **bound.kwargs)
-    except DataError as error:
-        error.line = error.line or stage.line
-        raise
 
 
 def _usage(name: str, signature: inspect.Signature) -> str:

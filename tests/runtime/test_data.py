@@ -517,6 +517,8 @@ def test_feeding_digits_is_fast():
     ([], "E613", "empty"),
     ([stage("pad", 2)], "E613", "source comes before"),
     ([stage("mnsit", "train")], "E606", "did you mean `mnist`"),
+    ([stage("mnist")], "E608", "mnist(part)"),
+    ([stage("images", "a", sise=3)], "E608", "images(folder, size, channels=3"),
     ([stage("mnist", "train"), stage("mnist", "test")], "E613", "comes first"),
     ([stage("mnist", "train"), stage("normalise", 0, 1)], "E607", "did you mean `normalize`"),
     ([stage("mnist", "train"), stage("flip")], "E607", "did you mean `hflip`"),
