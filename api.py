@@ -12,20 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
+from lamina.compiler.errors import Sink, Source
 from lamina.compiler.frontend import recipe as recipes
 from lamina.compiler.frontend.build import Build, Objective, build, find_model, settings_call
 from lamina.compiler.frontend.library import Module, find_file, load_path, load_text
 from lamina.compiler.frontend.values import Definition
 from lamina.compiler.inspect.cost import Summary, summarize
 from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.text import format_graph
 from lamina.compiler.ir.types import TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
@@ -246,14 +247,6 @@ class Gradient(Run):
 # --- recipes ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The graphs of one phase: a training step, and which parameters it leaves alone."""
-
-    graph: Graph
-    frozen: frozenset[str]
-
-
 class Training:
     """A recipe made ready: its model, graphs and the job for the runtime."""
 
@@ -281,7 +274,7 @@ class Training:
     def frozen(self, phase: int) -> set[str]:
         """The keys that a phase does not train. Raises CompileError for a pattern of nothing."""
         rules = [rule for one in self.recipe.phases[:phase + 1] for rule in one.rules]
-        sink = recipes.Sink()
+        sink = Sink()
         found = recipes.frozen_keys(rules, trainable(self.forward.graph), sink)
         sink.raise_if_any()
         return found
@@ -291,14 +284,16 @@ class Training:
         return initial_values(self.evaluation.graph, self.recipe.seed)
 
     def fingerprint(self) -> str:
-        """A hash of everything that the trained bits depend on, besides the data."""
-        graph = self.forward.graph
+        """A hash of everything that the trained bits depend on, besides the data's files."""
         recipe = self.recipe
         facts = {
-            "source": self.module.file.source.text, "seed": recipe.seed, "batch": recipe.batch,
-            "phases": [(p.name, p.epochs, p.optimizer.name, sorted(p.optimizer.settings.items()))
-                       for p in recipe.phases],
-            "clip": recipe.clip, "model": recipe.call.span.text, "nodes": len(graph.nodes),
+            "graph": format_graph(self.forward.graph), "seed": recipe.seed,
+            "batch": recipe.batch, "clip": recipe.clip,
+            "phases": [(p.name, p.epochs, p.optimizer.name, p.optimizer.settings,
+                        p.schedule and (p.schedule.name, p.schedule.args, p.schedule.settings),
+                        sorted(self.frozen(index))) for index, p in enumerate(recipe.phases)],
+            "pipelines": {name: [(c.name, c.args, c.settings) for c in calls]
+                          for name, calls in recipe.data.items()},
         }
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -352,9 +347,3 @@ def _pipeline(recipe: recipes.Recipe, name: str) -> tuple[DataStage, ...]:
 
 def _data_stage(call: recipes.Call) -> DataStage:
     return DataStage(call.name, call.args, call.kwargs, call.span.line)
-
-
-def no_such(code: str, message: str, help: str = "") -> CompileError:
-    """A CompileError about the command itself, not about a place in a file."""
-    source = Source("<command>", message)
-    return CompileError(Diagnostic(code, message, Span(source, 0, 0), help=help or None))

@@ -336,7 +336,12 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
 
 
 def _options(target: str, threads: int | None) -> Options:
+    from lamina.commands.facts import open_cache
+
     options = from_environment()
+    warning = open_cache(options).warning if target == "cpu" else ""
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
     return replace(options, target=target, threads=threads or options.threads)
 
 

@@ -42,8 +42,8 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int, steps: int, opti
     times = [_timed(runner, inputs) for _ in range(steps)]
     median, least = float(np.median(times)), float(np.min(times))
     macs = summarize(forward).macs
-    work = 2 * (substitute(macs, example_sizes(forward, batch)) if not isinstance(macs, int) else macs)
-    flops = work * batch * (3 if mode == "train" else 1)
+    flops = 2 * substitute(macs, example_sizes(forward, batch)) * batch
+    flops *= 3 if mode == "train" else 1
     return {
         "model": net.definition.name, "target": options.target, "mode": mode, "batch": batch,
         "threads": getattr(runner, "threads", 1), "median_s": median, "min_s": least,

@@ -92,8 +92,8 @@ def memory_text(program: Program, sizes: dict[str, int]) -> str:
         left, right = first * BAR // steps, max(first * BAR // steps + 1, (last + 1) * BAR // steps)
         bar = "." * left + "#" * (right - left) + "." * (BAR - right)
         label = program.buffers[root].label
-        lines.append(f"{plan.offsets[root]:>12,} {plan.sizes[root]:>12,}  {first:>5}-{last:<5} {bar}"
-                     f"  {label}")
+        place = f"{plan.offsets[root]:>12,} {plan.sizes[root]:>12,}  {first:>5}-{last:<5}"
+        lines.append(f"{place} {bar}  {label}")
     peak, step = max(((sum(plan.sizes[r] for r in rows
                            if plan.lives[r][0] <= s <= plan.lives[r][1]), s)
                       for s in range(steps)), default=(0, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
@@ -349,15 +349,36 @@ class _Reader:
 def parse_value(name: str, text: str) -> Any:
     """The expression of an override given as text. Raises CompileError.
 
-    A bare word that is no number is a text: `-o folder=data` and `-o folder="data"` are the same.
+    A word that is no expression (a path, say) is a text: `folder=data/train`.
     """
     written = text
-    if re.fullmatch(r"[A-Za-z_./~-][\w./~-]*", text) and text not in ("true", "false", "none"):
-        written = literal(text) if "/" in text or "." in text or "-" in text else text
-    file = parse(Source(f"<-o {name}>", f"const given = {written}"))
+    if re.fullmatch(r"[A-Za-z_./~-][\w./~-]*", text) and re.search(r"[./~-]", text):
+        written = literal(text)
+    head = "const given = "
+    shown = Source("the command line", f"{name}={text}")
+    shift = len(name) + 1 - len(head)
+    try:
+        file = parse(Source("<given>", head + written))
+    except CompileError as error:
+        raise CompileError(*(_moved(d, shown, shift) for d in error.diagnostics)) from None
     declaration = file.declarations[0]
-    assert isinstance(declaration, ast.Const)
-    return declaration.value
+    if len(file.declarations) != 1 or not isinstance(declaration, ast.Const):
+        raise CompileError(Diagnostic("E503", f"`{text}` is not one value",
+                                      Span(shown, len(name) + 1, len(shown.text))))
+    return _moved(declaration.value, shown, shift)
+
+
+def _moved(node: Any, source: Source, shift: int) -> Any:
+    """A node or diagnostic whose spans lie in `source`, `shift` characters further on."""
+    if isinstance(node, Span):
+        last = len(source.text)
+        return Span(source, *(min(max(0, at + shift), last) for at in (node.start, node.end)))
+    if isinstance(node, tuple):
+        return tuple(_moved(item, source, shift) for item in node)
+    if not is_dataclass(node) or isinstance(node, type):
+        return node
+    return replace(node, **{f.name: _moved(getattr(node, f.name), source, shift)
+                            for f in fields(node) if f.init})
 
 
 def frozen_keys(rules: Iterable[ast.Freeze | ast.Unfreeze], keys: Iterable[str],
