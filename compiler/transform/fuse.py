@@ -17,6 +17,8 @@ from lamina.compiler.ops.define import REGISTRY
 
 ANCHORS = ("matmul", "conv2d", "avg_pool2d", "avg_pool2d_grad")  # elementwise work may follow
 FREE = ("const", "iota")  # cheap enough to repeat inside every group that reads them
+CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "less_equal",
+         "greater", "greater_equal", "equal", "not_equal", "cast")  # rather repeated than stored
 MAX_NODES = 48
 MAX_OPERANDS = 20
 
@@ -78,6 +80,7 @@ class _Planner:
         self.group_of: dict[int, Group] = {}
         self.groups: list[Group] = []
         self.refusals: list[Refusal] = []
+        self.later: dict[int, set[int]] = {}  # what depends on a node, as far as asked
 
     def place(self, node: Node) -> None:
         """Start a group for `node` and try to join its producers'."""
@@ -86,7 +89,11 @@ class _Planner:
         group = self._start(node)
         if group.kind in ("single", "epilogue"):
             return
-        producers = sorted({value.node for value in node.inputs}, reverse=True)
+        source = self._recomputable(node)
+        if source is not None:
+            self.refusals.append(Refusal(source, node.id, "its consumer computes it from what is "
+                                         "stored anyway"))
+        producers = sorted({value.node for value in node.inputs} - {source}, reverse=True)
         # A contraction comes first: finishing its tile while hot saves a whole pass.
         producers.sort(key=lambda id: self._kind(id) != "epilogue")
         for id in producers:
@@ -97,6 +104,53 @@ class _Planner:
             reason = self._join(other, mine)
             if reason:
                 self.refusals.append(Refusal(id, node.id, reason))
+
+    def _recomputable(self, node: Node) -> int | None:
+        """The node behind cheap work on one stored result whose reader runs much later, or None.
+
+        The gradient of tanh reads 1 - y y: stored with y it would be a second tensor to write
+        and to read again, while its reader has y at hand for nothing.
+        """
+        source = self._only_source(node)
+        if source is None or source not in self.group_of:
+            return None
+        stored = [user for user in self.graph.users(source)
+                  if user.op.kind not in ("elementwise", "reduce")]
+        late = {id for user in stored for id in self._after(user.id)}
+        return source if stored and self._read_late(node, source, late) else None
+
+    def _only_source(self, node: Node) -> int | None:
+        """The one node that cheap elementwise work starts from, through more of its kind."""
+        if node.op.name not in CHEAP:
+            return None
+        found: set[int] = set()
+        for value in node.inputs:
+            inner = self.graph.node(value)
+            if inner.op.name in FREE:
+                continue
+            deeper = self.group_of.get(inner.id)
+            chained = deeper is not None and len(deeper.nodes) == 1 and self._only_source(inner)
+            found.add(chained if chained and self._recomputable(inner) is not None else inner.id)
+        return found.pop() if len(found) == 1 else None
+
+    def _read_late(self, node: Node, source: int, late: set[int]) -> bool:
+        """Whether all readers also wait for something that comes after `source` is stored."""
+        users = self.graph.users(node)
+        outputs = {value.node for _, value in self.graph.outputs}
+        return bool(users) and node.id not in outputs and all(
+            user.op.kind == "elementwise" and
+            (any(value.node in late for value in user.inputs)
+             or (self._cheap_step(user) and self._read_late(user, source, late)))
+            for user in users)
+
+    def _cheap_step(self, node: Node) -> bool:
+        operands = {v.node for v in node.inputs if self.graph.node(v).op.name not in FREE}
+        return node.op.name in CHEAP and len(operands) == 1
+
+    def _after(self, id: int) -> set[int]:
+        if id not in self.later:
+            self.later[id] = self.graph.reachable(Value(id))
+        return self.later[id]
 
     def _kind(self, id: int) -> str:
         group = self.group_of.get(id)
@@ -177,12 +231,14 @@ class _Planner:
     def _compatible_epilogue(self, p: Group, c: Group):
         if p.kind == c.kind:
             return "both end a contraction of their own"
-        if c.kind == "epilogue":
+        anchored, point = (p, c) if p.kind == "epilogue" else (c, p)
+        if anchored is c and {v for n in c.nodes if n.op.name in ANCHORS for v in n.inputs} & \
+                {Value(n.id) for n in p.nodes}:
             return "a contraction reads finished operands"
-        if c.kind != "point" or c.space != p.space:
+        if point.kind != "point" or c.space != p.space:
             return "only elementwise work on the whole result follows a contraction"
         inside = {node.id for node in (*p.nodes, *c.nodes)}
-        for node in c.nodes:
+        for node in point.nodes:
             if node.op.kind != "elementwise":
                 return "only elementwise work follows a contraction"
             for value in node.inputs:
