@@ -151,8 +151,12 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     if not as_json:
         views.print_summary(training.net.summary())
     folder = out or _run_folder(training, resume)
-    view = (lambda event: None) if as_json else views.TrainingView(training.recipe.keep)
-    result = run_training(training, _options(target, threads), folder, resume, view)
+    options = _options(target, threads)
+    view = views.Silent() if as_json else views.TrainingView(training.recipe.keep)
+    try:
+        result = run_training(training, options, folder, resume, view)
+    finally:
+        view.close()
     figures = {"folder": str(folder), "kept": str(result.kept), "step": result.state.step,
                "best": result.state.best, "best_epoch": result.state.best_epoch,
                "train": result.train, "valid": result.valid}

@@ -93,6 +93,16 @@ def _console() -> Console:
 # --- training -----------------------------------------------------------------------------------
 
 
+class Silent:
+    """Shows nothing, for JSON."""
+
+    def __call__(self, event: Event) -> None:
+        """Ignore an event."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
 class TrainingView:
     """Draws a progress bar on a terminal, a line per epoch elsewhere."""
 
@@ -105,9 +115,10 @@ class TrainingView:
             TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(), console=self.console, transient=True,
             refresh_per_second=1 / REFRESH)
+        self.status = self.console.status("compiling kernels (kept for the next time)")
+        if self.live:
+            self.status.start()
         self.task: Any = None
-        self.per_epoch = 0
-        self.shown = 0.0
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -125,10 +136,10 @@ class TrainingView:
             self.console.print(f"saved {escape(str(event.path))}")
 
     def _started(self, event: Started) -> None:
+        self.status.stop()
         going = f", going on at step {event.step:,}" if event.step else ""
         self.console.print(f"{event.examples:,} examples, {event.held_out:,} held out, "
                            f"{event.epochs} epochs of {event.steps_per_epoch} steps{going}")
-        self.per_epoch = event.steps_per_epoch
         if self.live:
             self.progress.start()
             self.task = self.progress.add_task("", total=event.steps, completed=event.step,
@@ -150,6 +161,11 @@ class TrainingView:
         best = "  best so far" if event.best else ""
         self.console.print(f"epoch {event.epoch:3d}  train loss {event.train['loss']:.4f}  "
                            f"held out: {text}  {speed}{best}")
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        self.status.stop()
+        self.progress.stop()
 
     def _finished(self, event: Finished) -> None:
         if self.live:

@@ -195,6 +195,12 @@ def to_size(dim: Dim):
         return dim
     parts = []
     for monomial, factor in dim.terms:
+        if len(monomial) == 1 and monomial[0][1] == 1 and isinstance(monomial[0][0], Symbol) \
+                and factor % monomial[0][0].scale == 0:  # 32 * (H / 32) is H itself
+            atom = monomial[0][0]
+            times = factor // atom.scale
+            parts.append(atom.name if times == 1 else ("*", times, atom.name))
+            continue
         factors: list = [_atom_size(atom) for atom, power in monomial for _ in range(power)]
         if factor != 1 or not factors:
             factors.insert(0, factor)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
-from lamina.compiler.ir.types import Dim, TensorType, to_size
+from lamina.compiler.ir.types import Dim, TensorType, symbols_of, to_size
 from lamina.compiler.lower import contractions, views
 from lamina.compiler.lower.core import Handler, Lowering, Place
 from lamina.compiler.lower.views import View
@@ -153,7 +153,14 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
     buffers = _with_lifetimes(low.buffers, low.steps)
     names = sorted({s for b in buffers for size in b.shape for s in _symbols(size)})
     return Program("cpu", buffers, tuple(low.sources), tuple(low.steps),
-                   tuple(n for n in names if not n.startswith("$")), dict(meta or {}))
+                   tuple(n for n in names if not n.startswith("$")),
+                   {**(meta or {}), "divisors": _divisors(graph)})
+
+
+def _divisors(graph: Graph) -> dict[str, int]:
+    """What must divide each symbol, for the executor to check."""
+    symbols = {s for value in graph.inputs.values() for s in symbols_of(graph.type(value))}
+    return {s.name: s.scale for s in sorted(symbols, key=lambda s: s.name) if s.scale > 1}
 
 
 def _place(node: Node) -> Place:

@@ -193,6 +193,9 @@ class Executor:
                 for size, actual in zip(shape, arrays[key].shape, strict=True):
                     if isinstance(size, str):
                         bound.setdefault(size, actual)
+        for name, divisor in self.program.meta.get("divisors", {}).items():  # type: ignore[union-attr]
+            if bound.get(name, 0) % divisor:
+                raise ValueError(f"{name} is {bound[name]}, but must be a multiple of {divisor}")
         for key, index in named.items():
             shape = tuple(_show(s, bound) for s in self.program.buffers[index].shape)
             self._require(key, arrays[key], index, shape)
