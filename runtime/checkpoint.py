@@ -54,7 +54,8 @@ class State:
     `step`: training steps done in all; `phase`: index of the current phase, `phase_step`: steps
     done in it; `epoch`: epochs done in all; `position`: batches done in the current epoch (all of
     them: its evaluation is due); `sums`: of each figure over `examples` of the current epoch;
-    `best`: the best value of the kept metric so far (None: none yet) and `best_epoch` its epoch.
+    `best`: the best value of the kept metric so far (None: none yet) and `best_epoch` its epoch;
+    `length`: examples of the training data; `classes`: their names, where the data names them.
     """
 
     model: str
@@ -71,6 +72,8 @@ class State:
     best: float | None = None
     best_epoch: int = 0
     version: str = ""
+    length: int = 0
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,7 @@ def _written(path: Path, data: bytes) -> Path:
     temporary = path.with_name(path.name + ".part")
     try:
         _write_file(temporary, data)
-        if hashlib.sha256(_read_file(temporary)).digest() != hashlib.sha256(data).digest():
+        if _read_file(temporary) != data:
             raise OSError(0, "what was written cannot be read back unchanged")
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -326,6 +329,7 @@ def _state(text: str) -> State:
     values = json.loads(text)
     del values["format"]
     values["sums"] = tuple((name, float(total)) for name, total in values["sums"])
+    values["classes"] = tuple(map(str, values["classes"]))
     state = State(**values)
     counts = (state.step, state.phase, state.phase_step, state.epoch, state.position)
     if not all(isinstance(count, int) and count >= 0 for count in counts):

@@ -31,7 +31,7 @@ from lamina.runtime.checkpoint import (
     save_last,
 )
 from lamina.runtime.data.batches import Batch, Batches, prefetch
-from lamina.runtime.data.dataset import Dataset, Input, feed, open_data
+from lamina.runtime.data.dataset import Dataset, Input, feed, open_data, require_classes
 from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import reason, show
 from lamina.runtime.events import (
@@ -127,15 +127,18 @@ def evaluate(
     eval_runner: Runner,
     params: Mapping[str, np.ndarray] | None = None,
     stages: Sequence[Stage] = (),
+    classes: Sequence[str] = (),
 ) -> dict[str, float]:
     """Averages over the held-out data (or `stages`), each example weighing the same.
 
-    `params` are copied into the runner first. Raises DataError, CheckpointError E703.
+    `params` are copied into the runner first; `classes` are those that the model was trained on
+    (`State.classes`). Raises DataError, CheckpointError E703.
     """
     if params is not None:
         give(eval_runner, eval_runner.get_params(), params, "the weights")
     data = open_data(stages or job.valid, Path(job.folder), job.seed)
     plan = feed(data, job.inputs)
+    require_classes(data, classes)
     return _averages(eval_runner, Batches(data, job.batch), plan, {}) or {}
 
 
@@ -183,9 +186,12 @@ class _Run:
         self.eval_runner: Runner | None = eval_runner
         self.session = Session(initial)
         self.batches = self._open(job.train, drop_last=True)
-        self.plan = feed(self.batches.dataset, job.inputs)
+        self.data = self.batches.dataset
+        self.plan = feed(self.data, job.inputs)
         self.valid = self._open(job.valid, drop_last=False) if job.valid else None
         self.valid_plan = feed(self.valid.dataset, job.inputs) if self.valid else ()
+        if self.valid:
+            require_classes(self.valid.dataset, self.data.classes)
         self.eval_params = eval_runner.get_params() if eval_runner else {}
         self.ends = np.cumsum([phase.epochs for phase in job.phases]).tolist()
         self.steps = self.ends[-1] * len(self.batches)
@@ -211,7 +217,7 @@ class _Run:
         self.log = Log(self.out, self.at.step, self.at.epoch)
         held_out = len(self.valid.dataset) if self.valid else 0
         self.report(Started(self.job, self.steps, len(self.batches), self.ends[-1],
-                            len(self.batches.dataset), held_out, self.at.step))
+                            len(self.data), held_out, self.at.step))
         if not going_on:
             self._save("start")
 
@@ -345,6 +351,12 @@ class _Run:
                 f"({show(state.recipe)} for {show(state.model)}), or another setting",
                 "go on with the same text and settings, or start afresh in another folder",
             )
+        if state.length != len(self.data):
+            raise CheckpointError(
+                "E707", f"the training data has changed: {state.length:,} examples when "
+                f"{show(found.path)} was written, {len(self.data):,} now",
+                "go on with the same data, or start afresh in another folder",
+            )
         names = _Progress.__slots__
         self.at = _Progress(**{name: getattr(state, name) for name in names if name != "sums"},
                             sums=dict(state.sums))
@@ -357,7 +369,7 @@ class _Run:
         return State(
             job.model, job.recipe, job.fingerprint, job.seed, at.step, at.phase, at.phase_step,
             at.epoch, at.position, at.examples, tuple(at.sums.items()), at.best, at.best_epoch,
-            job.version,
+            job.version, len(self.data), self.data.classes,
         )
 
     def _save_if_due(self) -> None:

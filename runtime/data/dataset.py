@@ -186,6 +186,22 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, typ
     return plan
 
 
+def require_classes(dataset: Dataset, classes: Sequence[str]) -> None:
+    """E611 unless the data has the classes that the model is trained on (where both name them).
+
+    A class folder that is missing on one side would shift the numbers of those that follow.
+    """
+    if not classes or not dataset.classes or tuple(classes) == dataset.classes:
+        return
+    lost = [show(name) for name in classes if name not in dataset.classes]
+    new = [show(name) for name in dataset.classes if name not in classes]
+    parts = [f"{word} {', '.join(f'`{name}`' for name in names[:4])}" for word, names in
+             (("missing:", lost), ("new:", new)) if names]
+    raise DataError("E611", "the data to evaluate on has other classes than the training data ("
+                    + ("; ".join(parts) or "in another order") + ")",
+                    "give both the same class folders")
+
+
 def _field_of(dataset: Dataset, entry: Input, place: int) -> str:
     fields = dataset.fields
     wanted = entry.field or (entry.key if entry.key in fields else "")

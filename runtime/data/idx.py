@@ -11,8 +11,8 @@ import math
 import os
 import struct
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from lamina.runtime.data.errors import DataError
@@ -67,7 +67,7 @@ def damaged(path: Path, why: str) -> DataError:
     return DataError("E603", f"{show(path)}: {why}", "fetch or make the file again")
 
 
-def _read(path: Path, file: IO[bytes], possible: int, limit: int) -> np.ndarray:
+def _read(path: Path, file: BufferedReader | gzip.GzipFile, possible: int, limit: int) -> np.ndarray:
     """`possible` is the most bytes that the file can hold."""
     kind, shape = _header(path, file)
     needed = math.prod(shape) * kind.itemsize
@@ -86,7 +86,7 @@ def _read(path: Path, file: IO[bytes], possible: int, limit: int) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _header(path: Path, file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
+def _header(path: Path, file: BufferedReader | gzip.GzipFile) -> tuple[np.dtype, tuple[int, ...]]:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or not 1 <= head[3] <= 8:
         raise damaged(path, "it is not an IDX file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,14 +54,23 @@ def check_call(stage: Stage, function: Callable, **context: object) -> inspect.B
 
 
 def _usage(name: str, signature: inspect.Signature) -> str:
-    shown = []
-    for key, parameter in signature.parameters.items():
-        if not key.startswith("_"):
-            default = parameter.default
-            optional = default is not inspect.Parameter.empty and default is not None
-            star = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else ""
-            shown.append(f"{star}{key}={default!r}" if optional else star + key)
+    shown = [
+        _usage_of(key, parameter)
+        for key, parameter in signature.parameters.items()
+        if not key.startswith("_")
+    ]
     return f"{name}({', '.join(shown)})"
+
+
+def _usage_of(key: str, parameter: inspect.Parameter) -> str:
+    default = parameter.default
+    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        return 'FIELD="ARRAY"'
+    if default is inspect.Parameter.empty:
+        return key
+    if default is None:
+        return f"{key}=..."
+    return f"{key}={json.dumps(default)}"  # true, numbers and texts as the language writes them
 
 
 def bad(name: str, what: str, value: object) -> DataError:

@@ -26,7 +26,7 @@ from lamina.runtime.data import (
     prefetch,
 )
 from lamina.runtime.data import make_digits as digits
-from lamina.runtime.data.dataset import Dataset
+from lamina.runtime.data.dataset import Dataset, require_classes
 from lamina.runtime.data.idx import read_idx, write_idx
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.sources import SOURCES, Arrays
@@ -518,7 +518,7 @@ def test_feeding_digits_is_fast():
     ([stage("pad", 2)], "E613", "source comes before"),
     ([stage("mnsit", "train")], "E606", "did you mean `mnist`"),
     ([stage("mnist")], "E608", "mnist(part)"),
-    ([stage("images", "a", sise=3)], "E608", "images(folder, size, channels=3"),
+    ([stage("images", "a", sise=3)], "E608", "size=..., channels=3, skip_corrupt=false)"),
     ([stage("mnist", "train"), stage("mnist", "test")], "E613", "comes first"),
     ([stage("mnist", "train"), stage("normalise", 0, 1)], "E607", "did you mean `normalize`"),
     ([stage("mnist", "train"), stage("flip")], "E607", "did you mean `hflip`"),
@@ -588,6 +588,18 @@ def test_data_that_does_not_fit_the_model(inputs, code, text):
         feed(open_data([stage("mnist", "test")]), inputs)
     assert caught.value.code == code
     assert text in f"{caught.value.message} {caught.value.help}"
+
+
+def test_other_classes_are_named(tmp_path):
+    """A class folder missing on one side would shift all labels that follow, silently."""
+    data = Dataset(Arrays({"image": pictures()}, ("cat", "eel")))
+    require_classes(data, ())
+    require_classes(data, ("cat", "eel"))
+    with pytest.raises(DataError, match="missing: `dog`; new: `eel`") as caught:
+        require_classes(data, ("cat", "dog"))
+    assert caught.value.code == "E611"
+    with pytest.raises(DataError, match="in another order"):
+        require_classes(data, ("eel", "cat"))
 
 
 def test_data_meets_inputs_by_name_or_by_place():

@@ -247,6 +247,10 @@ def test_a_changed_recipe_or_model_does_not_resume(tmp_path):
         with pytest.raises(CheckpointError) as caught:
             run(tmp_path, toy.job((1,), **change), resume=True)
         assert caught.value.code == "E707"
+    half = (Stage("mnist", ("train",)), *toy.job().train[1:])
+    with pytest.raises(CheckpointError, match="1,500 examples when .* 8,500 now") as caught:
+        run(tmp_path, toy.job((1,), train=half), resume=True)
+    assert caught.value.code == "E707" and load_last(tmp_path).state.classes == tuple("0123456789")
     with pytest.raises(CheckpointError, match="optimizer/steps.*missing") as caught:
         state, held = load_last(tmp_path).state, load_last(tmp_path).params
         del held["optimizer/steps"]
@@ -261,6 +265,8 @@ def test_initial_weights_must_fit(tmp_path):
         train(toy.job(), lambda phase: toy.Toy(), None, {"weight": toy.initial()["weight"]},
               tmp_path)
     assert caught.value.code == "E703"
+    with pytest.raises(DataError, match="other classes"):
+        evaluate(toy.job(), toy.Toy(False), toy.initial(), classes=("a", "b"))
     with pytest.raises(CheckpointError, match="`bias` is float32\\[3\\]"):
         evaluate(toy.job(), toy.Toy(False), {**toy.initial(), "bias": np.zeros(3, np.float32)})
 
