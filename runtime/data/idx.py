@@ -22,6 +22,7 @@ LIMIT = 4 << 30  # bytes of an array that are read at most
 DEFLATE_RATIO = 1032  # deflate cannot do better: a header that promises more lies
 _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _CHUNK = 1 << 20
+_Stream = BufferedReader | gzip.GzipFile
 
 
 def read_idx(path: Path, limit: int = LIMIT) -> np.ndarray:
@@ -67,7 +68,7 @@ def damaged(path: Path, why: str) -> DataError:
     return DataError("E603", f"{show(path)}: {why}", "fetch or make the file again")
 
 
-def _read(path: Path, file: BufferedReader | gzip.GzipFile, possible: int, limit: int) -> np.ndarray:
+def _read(path: Path, file: _Stream, possible: int, limit: int) -> np.ndarray:
     """`possible` is the most bytes that the file can hold."""
     kind, shape = _header(path, file)
     needed = math.prod(shape) * kind.itemsize
@@ -86,7 +87,7 @@ def _read(path: Path, file: BufferedReader | gzip.GzipFile, possible: int, limit
     return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _header(path: Path, file: BufferedReader | gzip.GzipFile) -> tuple[np.dtype, tuple[int, ...]]:
+def _header(path: Path, file: _Stream) -> tuple[np.dtype, tuple[int, ...]]:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or not 1 <= head[3] <= 8:
         raise damaged(path, "it is not an IDX file")
