@@ -16,7 +16,7 @@ from typing import Any
 import click
 from lamina.commands import console
 from lamina.compiler.errors import CODES, CompileError, suggest
-from lamina.compiler.options import TARGETS, Options, from_environment
+from lamina.compiler.options import TARGETS, Options, from_environment, wants_color
 from lamina.runtime.errors import Failure
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -38,7 +38,7 @@ def guarded(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except CompileError as error:
-            console.print_errors(error, from_environment().color)
+            console.print_errors(error, wants_color())
         except Failure as error:
             console.print_failure(error, str(kwargs.get("file", "")).partition("#")[0])
         except MemoryError as error:

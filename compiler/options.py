@@ -23,7 +23,11 @@ class Options:
     target: str = "cpu"
     threads: int | None = None
     cache_folder: Path | None = None
-    color: bool = True
+
+
+def wants_color(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether messages may be coloured."""
+    return not (os.environ if environment is None else environment).get("NO_COLOR")
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Options:
@@ -36,5 +40,4 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Options:
         raise CompileError(Diagnostic("E416", f"LAMINA_THREADS must be a number of at least 1, "
                                       f"not {text!r}", Span(source, 0, len(source.text))))
     return Options(threads=int(text) if text else None,
-                   cache_folder=Path(folder) if folder else None,
-                   color=not values.get("NO_COLOR"))
+                   cache_folder=Path(folder) if folder else None)
