@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from lamina.api import Training, make_runner
 from lamina.compiler.options import Options
+from lamina.compiler.syntax import ast
 from lamina.runtime.checkpoint import BEST, LAST, load_weights, require_fit
 from lamina.runtime.data.dataset import Dataset, open_data
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.pictures import decode
 from lamina.runtime.data.sources import Arrays
-from lamina.runtime.errors import show
-from lamina.runtime.events import Callback
+from lamina.runtime.errors import Failure, show
+from lamina.runtime.events import Callback, Warned
 from lamina.runtime.train import Result, evaluate, train
+from lamina.runtime.weights import Rule, map_weights
 
 
 def run_training(training: Training, options: Options, folder: Path, resume: bool,
@@ -27,7 +29,32 @@ def run_training(training: Training, options: Options, folder: Path, resume: boo
         training.frozen(phase)  # a pattern that matches nothing is said before any work
     evaluator = make_runner(training.evaluation.graph, options) if job.valid else None
     return train(job, lambda phase: make_runner(training.step(phase), options), evaluator,
-                 training.initial(), folder, resume, report)
+                 initial_weights(training, report), folder, resume, report)
+
+
+def initial_weights(training: Training, report: Callback = lambda event: None
+                    ) -> dict[str, np.ndarray]:
+    """Initial parameters, with those that the recipe's `weights` bring from files."""
+    initial = training.initial()
+    for statement in training.recipe.weights:
+        path = Path(statement.file.value)
+        base = training.module.folder
+        if base is not None and not path.is_absolute() and (base / path).exists():
+            path = base / path
+        rules = [Rule(rule.source.value, rule.target.value, rule.span.line)
+                 if isinstance(rule, ast.Map) else Rule(rule.pattern.value, None, rule.span.line)
+                 for rule in statement.rules]
+        try:
+            mapped = map_weights(load_weights(path), rules, initial, str(path))
+        except Failure as error:
+            error.line = error.line or statement.span.line
+            raise
+        initial |= mapped.tensors
+        if mapped.missing:
+            listed = ", ".join(mapped.missing[:4]) + (", ..." if len(mapped.missing) > 4 else "")
+            report(Warned(f"{path} brings {len(mapped.tensors)} tensors; "
+                          f"{len(mapped.missing)} start afresh: {listed}"))
+    return initial
 
 
 def run_evaluation(training: Training, options: Options, weights: Path) -> dict[str, float]:

@@ -284,3 +284,22 @@ def test_a_bad_environment_is_a_message(monkeypatch):
     code, text = run("bench", "lenet5", "--steps", "1")
     assert code == 1
     assert "LAMINA_THREADS" in text
+
+
+def test_weights_of_a_recipe_are_loaded_by_pattern(trained, place):
+    # Fine-tuning: known weights under other names, a new head, lower layers frozen.
+    text = SMALL.replace("fc: linear", "body: linear").replace("head: linear(10)",
+                                                               "top: linear(10)")
+    rules = (f'  weights "{trained / "run" / "best.safetensors"}" {{\n'
+             '    map "fc.*" => "body.*"\n    skip "head.*"\n  }\n'
+             '  phase only { freeze "**" except "top.**"; epochs = 1 }\n')
+    Path("tuned.lam").write_text(text.replace("  batch      =", rules + "  batch      ="))
+    code, output = run("train", "tuned.lam", "--out", "tuned")
+    assert code == 0, output
+    assert "2 tensors; 2 start afresh: top.weight, top.bias" in output
+    from safetensors.numpy import load_file
+
+    before = load_file(trained / "run" / "best.safetensors")
+    after = load_file("tuned/last.safetensors")
+    assert np.array_equal(before["fc.weight"], after["body.weight"])
+    assert not any(key.startswith("optimizer/body") for key in after)
