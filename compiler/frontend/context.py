@@ -24,7 +24,8 @@ from lamina.compiler.ir.op import Op, OpError
 from lamina.compiler.ir.types import TensorType, shape_text
 from lamina.compiler.ops.define import REGISTRY, GraphMath, Var
 
-MAX_NODES = 200_000
+MAX_NODES = 50_000
+MAX_ROUNDS = 50_000  # rounds of all repeats of a model together
 MAX_DEPTH = 60  # blocks inside blocks
 
 
@@ -57,6 +58,8 @@ class Context:
         self.params: dict[str, Tensor] = {}
         self.updates: dict[str, Tensor] = {}
         self.ties: dict[str, tuple[str, Span]] = {}  # parameter path -> the path it shares
+        self.rounds = 0
+        self.claims: dict[str, Any] = {}  # path -> the stage or call whose layer lives there
         self.requested: set[str] = set()  # the paths that layers asked for
         self.place: Span | None = None  # the user's line while inside the layer library
         self.reported: set[tuple[str, int, int, str]] = set()
@@ -87,6 +90,11 @@ class Context:
         if instance is None or not instance.path:
             return self.name if instance is not None else ""
         return f"{self.name}.{instance.path}"
+
+    def claim(self, path: str, node: Any) -> Any:
+        """The other stage or call that has this path already, or None when it is free."""
+        holder = self.claims.setdefault(path, node)
+        return None if holder is node else holder
 
     # --- nodes ----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lamina.compiler.errors import Label, Note, Span
 from lamina.compiler.frontend import static
-from lamina.compiler.frontend.context import Context, Instance
+from lamina.compiler.frontend.context import MAX_ROUNDS, Context, Instance
 from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.naming import callee_name, segments
 from lamina.compiler.frontend.values import (
@@ -394,8 +394,13 @@ class Evaluator:
             return Layer(expr, self.scope, self.instance)
         if isinstance(callee, Layer):
             piped = [self.eval(arg) for arg in expr.args]
-            return BROKEN if BROKEN in piped else self.apply_layer(
-                callee, piped, self._child(callee_name(expr)), expr.span)
+            path = self._child(callee_name(expr))
+            other = None if callee.shared else self.ctx.claim(path, expr)
+            if other is not None:
+                return self.error("E302", f"`{callee_name(expr)}` is called twice here, as one "
+                                  "layer", expr.span, notes=[Note("the first is here", other.span)],
+                                  help=f"label the uses, as in `x -> a: {callee_name(expr)}`")
+            return BROKEN if BROKEN in piped else self.apply_layer(callee, piped, path, expr.span)
         if isinstance(callee, Tensor):
             return self.error("E406", f"`{expr.func.span.text}` is a tensor, not a layer or a "
                               "function", expr.func.span)
@@ -552,12 +557,27 @@ class Evaluator:
             result = self._repeat(body, value, path)
         elif isinstance(body, ast.Scan):
             return self.error("E902", "`scan` (recurrent cells) is not supported yet", body.span)
+        elif self._claimed(stage, path):
+            return BROKEN
         else:
             result = self._apply_stage(body, _piped(value), path)
         leaf = isinstance(body, (ast.As,))
         if not isinstance(body, (ast.Name, ast.Call, ast.Attribute)) and not leaf:
             self._row(path, type(body).__name__.lower(), result, body.span, False)
         return result
+
+    def _claimed(self, stage: ast.Stage, path: str) -> bool:
+        """Report two stages of one label: they would share their weights unsaid."""
+        if stage.label is None:
+            return False
+        other = self.ctx.claim(path, stage)
+        if other is None:
+            return False
+        self.error("E302", f"two layers are labelled `{stage.label.id}`", stage.label.span,
+                   notes=[Note("the first is here", other.span)],
+                   help="choose another label; to use the same weights twice write "
+                   f"`shared {stage.label.id} = ...`")
+        return True
 
     def _row(self, path: str, callee: str, result: Any, span: Span, leaf: bool) -> None:
         """Remember a layer for the layer table; inside the library nothing is listed."""
@@ -678,6 +698,10 @@ class Evaluator:
         names = {id(flow.stages[0]): ""} if single else segments(flow)
         shared = isinstance(body, ast.Repeat) and body.shared
         for index, bound in enumerate(rounds):
+            self.ctx.rounds += 1
+            if self.ctx.rounds > MAX_ROUNDS:
+                return self.error("E901", f"the repeats of the model have more than {MAX_ROUNDS:,} "
+                                  "rounds together", body.span, help="make repeats smaller")
             scope = Scope(self.scope, {"_": Binding(value, flow.span, "local"), **bound})
             inner = path if shared else f"{path}.{index}"
             value = Evaluator(self.ctx, self.instance, scope, inner, names)._flow(flow)

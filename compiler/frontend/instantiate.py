@@ -175,7 +175,7 @@ class _Body:
         self.piped = list(piped)
         self.inputs = [s for s in instance.definition.node.body if isinstance(s, ast.Input)]
         self.outputs: dict[str, Any] = {}
-        self.buffers: dict[str, tuple[str, Tensor]] = {}
+        self.buffers: dict[str, tuple[str, Any]] = {}
         self.broken = False  # whether a value could not be made
         self.failed = False  # whether an assertion does not hold: what follows means nothing
 
@@ -234,6 +234,10 @@ def _input(body: _Body, statement: ast.Input) -> None:
                                  called=body.span)
     else:
         value = body.ev.eval(statement.value)
+    if value is BROKEN and body.instance.parent is not None:
+        body.failed = True  # its symbols are not known: what follows means nothing
+    elif value is BROKEN and isinstance(statement.annotation, ast.TensorType):
+        shapes.silence(body.ev, statement.annotation)
     _assign_name(body, name, value, "input")
 
 
@@ -265,7 +269,7 @@ def _param(body: _Body, statement: ast.Param | ast.Buffer) -> None:
     if initial is not BROKEN:
         tensor = _make_param(body, statement, initial)
     trainable = isinstance(statement, ast.Param)
-    if not trainable and isinstance(tensor, Tensor):
+    if not trainable:
         body.buffers[name.id] = (_key(body, name.id), tensor)
     # A parameter may take the name of the setting that switches it.
     body.instance.scope.names[name.id] = Binding(tensor, name.span, "param")
@@ -471,7 +475,7 @@ def _unpack(body: _Body, statement: ast.Assign, value: Any) -> None:
 def _update(body: _Body, name: ast.Name, value: Any) -> None:
     """An assignment to a buffer is its new value, kept after a training step."""
     key, old = body.buffers[name.id]
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and isinstance(old, Tensor):
         if value.type != old.type:
             body.ev.error("E311", f"`{name.id}` is {old.type}, its new value {value.type}",
                           name.span)

@@ -19,10 +19,13 @@ def segments(*roots: Any) -> dict[int, str]:
              for stage in stages}
     counts = Counter(names.values())
     used: Counter[str] = Counter()
+    labels = {stage.label.id for stage in stages if stage.label}
     result = {}
     for stage in stages:
         name = names[id(stage)]
         if stage.label is None and counts[name] > 1:
+            while f"{name}{used[name]}" in labels:
+                used[name] += 1
             result[id(stage)] = f"{name}{used[name]}"
             used[name] += 1
         else:

@@ -92,6 +92,13 @@ def _equals(text: str, value: Any) -> str:
     return "" if text == str(value) else f" = {value}"
 
 
+def silence(ev: Any, annotation: ast.TensorType) -> None:
+    """Bind the symbols of a shape that could not be made, so that their uses stay silent."""
+    for dim in annotation.dims:
+        for name in _unbound(dim.value, ev.scope):
+            ev.home.names[name] = Binding(BROKEN, dim.span, "dim")
+
+
 def match(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span: Span,
           called: Span | None = None) -> Any:
     """Check `tensor` against an annotation and bind the symbols that it solves.

@@ -11,6 +11,9 @@ from lamina.compiler.ir.types import Expression, ceil_div
 
 MAX_ITEMS = 100_000
 MAX_POWER = 4096
+MAX_SYMBOL_POWER = 8
+MAX_BITS = 8192
+MAX_TERMS = 200
 
 
 class StaticError(Exception):
@@ -45,6 +48,9 @@ def _remainder(a: Any, b: Any) -> Any:
 def _power(a: Any, b: Any) -> Any:
     if isinstance(b, Expression) or abs(b) > MAX_POWER or (isinstance(a, int) and abs(a) > 2**64):
         raise StaticError("E404", f"`{a} ** {b}` is too large")
+    if isinstance(a, Expression) and (not isinstance(b, int) or not 0 <= b <= MAX_SYMBOL_POWER):
+        raise StaticError("E404", f"`{a} ** {b}` is no size", "the power of a size is a small "
+                          "whole number")
     if b < 0 and a == 0:
         raise StaticError("E404", "division by zero")
     return a ** b
@@ -70,6 +76,9 @@ def binary(op: str, a: Any, b: Any) -> Any:
     if op in ORDER:
         return _ordered(op, a, b)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and op == "+":
+        if len(a) + len(b) > MAX_ITEMS:
+            raise StaticError("E901", f"a list of {len(a) + len(b):,} items is too long",
+                              f"at most {MAX_ITEMS:,}")
         return (*a, *b)
     for value in (a, b):
         if isinstance(value, bool) or not isinstance(value, (int, float, Expression)):
@@ -78,9 +87,22 @@ def binary(op: str, a: Any, b: Any) -> Any:
             isinstance(b, float) and isinstance(a, Expression):
         raise StaticError("E404", f"`{a} {op} {b}` mixes a fraction with a size that is not known")
     try:
-        return ARITHMETIC[op](a, b)
+        result = ARITHMETIC[op](a, b)
     except OverflowError:
         raise StaticError("E404", f"the result of `{op}` is too large") from None
+    return _bounded(op, result)
+
+
+def _bounded(op: str, result: Any) -> Any:
+    """The result, unless a chain of such results could grow without end."""
+    if isinstance(result, complex):
+        raise StaticError("E404", f"the result of `{op}` is not a real number")
+    if isinstance(result, int) and result.bit_length() > MAX_BITS:
+        raise StaticError("E404", f"the result of `{op}` is too large")
+    if isinstance(result, Expression) and len(result.terms) > MAX_TERMS:
+        raise StaticError("E901", f"the size has more than {MAX_TERMS} terms",
+                          "give parts of it a symbol of their own")
+    return result
 
 
 def _equal(a: Any, b: Any) -> bool:
