@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from lamina.compiler.ir.types import Expression, ceil_div
+from lamina.compiler.ir.types import Expression, Symbol, ceil_div
 
 MAX_ITEMS = 100_000
 MAX_POWER = 4096
@@ -99,10 +99,22 @@ def _bounded(op: str, result: Any) -> Any:
         raise StaticError("E404", f"the result of `{op}` is not a real number")
     if isinstance(result, int) and result.bit_length() > MAX_BITS:
         raise StaticError("E404", f"the result of `{op}` is too large")
-    if isinstance(result, Expression) and len(result.terms) > MAX_TERMS:
+    if isinstance(result, Expression) and _terms(result) > MAX_TERMS:
         raise StaticError("E901", f"the size has more than {MAX_TERMS} terms",
                           "give parts of it a symbol of their own")
     return result
+
+
+def _terms(size: Any) -> int:
+    """How many terms a size has, with those inside its quotients and remainders."""
+    if not isinstance(size, Expression):
+        return 0
+    count = len(size.terms)
+    for monomial, _ in size.terms:
+        for atom, _ in monomial:
+            if not isinstance(atom, Symbol):
+                count += _terms(atom.numerator) + _terms(atom.denominator)
+    return count
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -142,7 +154,7 @@ def ceil_of_quotient(a: Any, b: Any) -> Any:
         raise StaticError("E404", "division by zero")
     if isinstance(a, float) or isinstance(b, float):
         return math.ceil(a / b)
-    return ceil_div(a, b)
+    return _bounded("/", ceil_div(a, b))
 
 
 def _whole(value: Any) -> int:
