@@ -97,7 +97,7 @@ def words(text: str) -> list[str]:
 NUMBERS = ["0", "1", "2", "3", "5", "7", "16", "33", "1.5", "0.0", "1e300", "-1", "999999999999"]
 PIECES = ["->", "(", ")", "[", "]", "{", "}", "=", ":", ",", "new", "...", "_", "x", "B", "C",
           "repeat", "if", "else", "true", "none", '"t"', "shared", "output", "relu", "linear(3)",
-          "@", "prev.h", ".T", "~", "as [B, 3]", "split(x, 2)", "range(3)", "**", "//", "%"]  # fmt: skip
+          "@", "prev.h", ".T", "~", "as [B, 3]", "split(x, 2)", "range(3)", "//", "%"]  # fmt: skip
 
 
 def edited(parts: list[str], rng: random.Random) -> str:

@@ -1,0 +1,24 @@
+"""The tour teaches by its blocks, so each of them must build."""
+
+import re
+from pathlib import Path
+
+import pytest
+from lamina.tests.lang.front import compile_text
+
+TOUR = Path(__file__).parents[2] / "grammar" / "tour.md"
+BLOCKS = re.findall(r"```lam\n(.*?)```", TOUR.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("text", BLOCKS, ids=range(len(BLOCKS)))
+def test_block_builds(text):
+    """A reader copies these."""
+    assert compile_text(text)
+
+
+def test_library_is_listed():
+    """The tour names every layer of the library."""
+    names = set()
+    for path in (TOUR.parents[1] / "zoo" / "std").glob("*.lam"):
+        names |= set(re.findall(r"^block (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert names <= set(re.findall(r"`(\w+)`", TOUR.read_text(encoding="utf-8")))
