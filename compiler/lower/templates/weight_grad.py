@@ -90,11 +90,14 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                 for i in range(t0 * {mr * nr}, t1 * {mr * nr}):
                     clear[i] = f32(0)
             started = False
-            for n in range(first_image, last_image, images_at_once):
+            n = first_image
+            while n < last_image:
                 n0 = min(images_at_once, last_image - n)
-                for oh in range(0, OH, max(i64(1), rows_at_once)):
+                oh = i64(0)
+                while oh < OH:
                     n1 = min(rows_at_once, OH - oh)
-                    for ow in range(0, OW, max(i64(1), columns_at_once)):
+                    ow = i64(0)
+                    while ow < OW:
                         n2 = min(columns_at_once, OW - ow)
                         out = i64(0)
                         for i0 in range(n0):
@@ -105,9 +108,10 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                                     if width == {nr}:
                                         move_{tile.row}(packed_at + 4 * out, dy + 4 * at)
                                     else:
-                                        for j in range({nr}):
-                                            value = src[at + min(i64(j), width - 1)]
-                                            packed[out + j] = select(j < width, value, f32(0))
+                                        for j in range(width):
+                                            packed[out + j] = src[at + j]
+                                        for j in range(width, {nr}):
+                                            packed[out + j] = f32(0)
                                     out += {nr}
                                     at += groups * K
                         corner = n * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
@@ -117,22 +121,27 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                         kw = m0 // C % KW
                         kh = m0 // (C * KW)
                         for t in range(t0, t1):
-                            for m in range({mr}):
+                            height = min(i64({mr}), depth - t * {mr})
+                            for m in range(height):
                                 tap = kh * dilation_h * x_row + kw * dilation_w * x_pixel
                                 rows[m] = x + 4 * (corner + tap + c)
-                                if kh * KW * C + kw * C + c < depth - 1:
-                                    c += 1
-                                    if c == C:
-                                        c = i64(0)
-                                        kw += 1
-                                        if kw == KW:
-                                            kw = i64(0)
-                                            kh += 1
+                                c += 1
+                                if c == C:
+                                    c = i64(0)
+                                    kw += 1
+                                    if kw == KW:
+                                        kw = i64(0)
+                                        kh += 1
+                            for m in range(height, {mr}):
+                                rows[m] = rows[0]
                             {tile.name}(rows_at, n0, n1, n2, x_image, stride_h * x_row,
                                         stride_w * x_pixel, packed_at, n1 * n2 * {nr},
                                         n2 * {nr}, i64({nr}), target + t * {4 * mr * nr},
                                         i64({nr}), started)
                         started = True
+                        ow += n2
+                    oh += n1
+                n += n0
 """
     none = Epilogue(stores=())
     source = kernel_text("Weight gradient, partial sums.", arguments, none, body)
