@@ -7,6 +7,7 @@ either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -227,16 +228,16 @@ class NumpyMath:
         op = REGISTRY.get(name)
         if op is None or op.numpy is None:
             raise AttributeError(f"no operator named {name}")
-        defaults = op.attrs
+        function, defaults = op.numpy, op.attrs
 
         def apply(*operands: Any, **attrs: Any) -> Any:
-            return op.numpy(*operands, **{**defaults, **attrs})
+            return function(*operands, **{**defaults, **attrs})
 
         return apply
 
     def count(self, x: Any, axes: tuple[int, ...]) -> int:
         """How many elements lie along `axes`."""
-        return product(int(x.shape[axis]) for axis in axes)
+        return math.prod(x.shape[axis] for axis in axes)
 
     def dtype_of(self, x: Any) -> str:
         """Element type of an operand."""

@@ -34,8 +34,9 @@ def _pool_window(name, kernel, stride, padding):
     kernel = pair(name, "kernel", kernel)
     border = padding_pairs(padding, name)
     for size, sides in zip(kernel, border, strict=True):
-        if max(sides) >= size:
-            raise OpError("E229", f"`{name}`: padding {max(sides)} is not smaller than the kernel "
+        most = max(side for side in sides if isinstance(side, int))
+        if most >= size:
+            raise OpError("E229", f"`{name}`: padding {most} is not smaller than the kernel "
                           f"{size}", "a window would hold nothing but padding")
     return kernel, kernel if stride is None else pair(name, "stride", stride), border
 

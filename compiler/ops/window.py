@@ -103,7 +103,8 @@ def as_layout(y, layout):
 
 def bordered(x, border: Pads, value=0.0):
     """An image [N, C, H, W] with a border."""
-    return np.pad(x, ((0, 0), (0, 0), *border), constant_values=x.dtype.type(value))
+    sides: Any = ((0, 0), (0, 0), *border)  # whole numbers when it comes to arrays
+    return np.pad(x, sides, constant_values=x.dtype.type(value))
 
 
 def patch_at(x, place, counts, strides):
