@@ -34,7 +34,7 @@ def _pool_window(name, kernel, stride, padding):
     kernel = pair(name, "kernel", kernel)
     border = padding_pairs(padding, name)
     for size, sides in zip(kernel, border, strict=True):
-        most = max(side for side in sides if isinstance(side, int))
+        most = max((side for side in sides if isinstance(side, int)), default=0)
         if most >= size:
             raise OpError("E229", f"`{name}`: padding {most} is not smaller than the kernel "
                           f"{size}", "a window would hold nothing but padding")
