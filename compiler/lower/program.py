@@ -65,13 +65,14 @@ def _pad(low: Lowering, node: Node) -> None:
     stops = tuple(n - _cut_after(hi, gap)
                   for n, hi, gap in zip(source.shape, a["hi"], spread, strict=True))
     shape = tuple(b - s for s, b in zip(starts, stops, strict=True))
+    low.view_of[Value(node.id)] = target
+    if any(isinstance(n, int) and n <= 0 for n in shape):
+        return  # negative borders remove everything
     inner = views.cut(source, starts, stops, (1,) * len(shape), shape)
     begin = tuple(lo + s * (gap + 1)
                   for lo, s, gap in zip(a["lo"], starts, spread, strict=True))
     window = views.cut(target, begin, begin, tuple(gap + 1 for gap in spread), shape)
-    if not any(n == 0 for n in shape):
-        low.copy(inner, window)
-    low.view_of[Value(node.id)] = target
+    low.copy(inner, window)
 
 
 def _cut_before(lo: Dim, gap: int) -> Dim:
