@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import shapes
+from lamina.compiler.frontend.arguments import bind_arguments
 from lamina.compiler.frontend.context import MAX_DEPTH, Context, Instance
 from lamina.compiler.frontend.evaluate import Evaluator
-from lamina.compiler.frontend.library import did_you_mean, unknown_setting
+from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.naming import segments
+from lamina.compiler.frontend.parameters import Body, declare_parameter, parameter_key
 from lamina.compiler.frontend.values import (
     BROKEN,
     Binding,
     Definition,
-    Initial,
     Layer,
     OpRef,
     Result,
@@ -25,15 +25,10 @@ from lamina.compiler.frontend.values import (
     describe,
     describe_static,
     is_static,
-    typed,
 )
-from lamina.compiler.ir.op import OpError
-from lamina.compiler.ir.types import DTYPES, Expression, TensorType
+from lamina.compiler.ir.types import DTYPES, TensorType
 from lamina.compiler.ops.define import REGISTRY
-from lamina.compiler.ops.initial import INITIALIZERS, check_initializer, check_shape
 from lamina.compiler.syntax import ast
-
-KNOWN_SIZES = "give the size a number in the model's input"
 
 
 def instantiate(caller: Evaluator, definition: Definition, call: ast.Call | None,
@@ -76,112 +71,11 @@ def _chain(definition: Definition, instance: Instance | None) -> str:
     return " -> ".join(reversed(names))
 
 
-# --- arguments ----------------------------------------------------------------------------------
-
-
-def bind_arguments(caller: Evaluator, instance: Instance, call: ast.Call | None,
-                   span: Span) -> bool:
-    """Bind the definition's hyper-parameters; False after reporting."""
-    definition = instance.definition
-    params = definition.node.params
-    given: dict[str, tuple[Any, Evaluator]] = {}
-    inner = Evaluator(caller.ctx, instance, instance.scope)
-    home = Evaluator(caller.ctx, instance, definition.scope)
-    for word in definition.settings:
-        given[word.name.id] = (word.value, home)
-    if call is not None and not _collect(caller, definition, call, given):
-        return False
-    missing = [p for p in params if p.default is None and p.name.id not in given]
-    if missing:
-        _report_missing(caller, definition, missing, span)
-        return False
-    fine = True
-    for parameter in params:
-        fine &= _bind(caller, inner, parameter, given, span)
-    return fine
-
-
-def _report_missing(caller: Evaluator, definition: Definition, missing: list[ast.Parameter],
-                    span: Span) -> None:
-    listed = ", ".join(f"`{parameter.name.id}`" for parameter in missing)
-    words = ", ".join(f"{parameter.name.id}=..." for parameter in missing)
-    caller.error("E410", f"`{definition.name}` needs a value for {listed}", span,
-                 notes=[Note(f"`{parameter.span.text}` is declared here", parameter.span)
-                        for parameter in missing],
-                 help=f"write `{definition.name}({words})`")
-
-
-def _collect(caller: Evaluator, definition: Definition, call: ast.Call,
-             given: dict[str, tuple[Any, Evaluator]]) -> bool:
-    params = definition.node.params
-    names = [parameter.name.id for parameter in params]
-    if len(call.args) > len(params):
-        listed = ", ".join(names) or "none"
-        caller.error("E408", f"`{definition.name}` takes {len(params)} settings ({listed}), "
-                     f"{len(call.args)} given", call.args[len(params)].span,
-                     notes=[Note("defined here", definition.node.name.span)],
-                     help="values are fed with `->`, settings stand in `( )`")
-        return False
-    for name, value in zip(names, call.args, strict=False):
-        given[name] = (value, caller)
-    positional = set(names[:len(call.args)])
-    for word in call.kwargs:
-        if word.name.id not in names:
-            one = unknown_setting(definition, word)
-            caller.error(one.code, one.message, one.span, notes=one.notes, help=one.help)
-            return False
-        if word.name.id in positional:
-            caller.error("E120", f"`{word.name.id}` is given twice", word.span)
-            return False
-        given[word.name.id] = (word.value, caller)
-    return True
-
-
-def _bind(caller: Evaluator, inner: Evaluator, parameter: ast.Parameter,
-          given: dict[str, tuple[Any, Evaluator]], span: Span) -> bool:
-    name = parameter.name.id
-    if name in given:
-        expression, evaluator = given[name]
-        value, kind = evaluator.eval(expression), "argument"
-        called = expression.span
-    else:
-        assert parameter.default is not None
-        expression, evaluator = parameter.default, inner
-        value, kind, called = inner.eval(expression), "local", parameter.span
-    if value is BROKEN:
-        inner.scope.names[name] = Binding(BROKEN, parameter.name.span, "argument")
-        return False
-    checked = typed(value, parameter.annotation)
-    if checked is BROKEN:
-        evaluator.error("E411", f"`{name}` must be of type "
-                        f"`{parameter.annotation.span.text}`, not "  # type: ignore[union-attr]
-                        f"{describe(value)}", called,
-                        notes=[Note("declared here", parameter.span)])
-        return False
-    inner.scope.names[name] = Binding(checked, parameter.name.span, kind, expression,
-                                      evaluator.scope, span)
-    return True
-
-
 # --- bodies -------------------------------------------------------------------------------------
 
 
-class _Body:
-    """One run of a definition's statements."""
-
-    def __init__(self, ctx: Context, instance: Instance, piped: list[Any], span: Span):
-        self.ctx, self.instance, self.span = ctx, instance, span
-        self.ev = Evaluator(ctx, instance, instance.scope)
-        self.piped = list(piped)
-        self.inputs = [s for s in instance.definition.node.body if isinstance(s, ast.Input)]
-        self.outputs: dict[str, Any] = {}
-        self.buffers: dict[str, tuple[str, Any]] = {}
-        self.broken = False  # whether a value could not be made
-        self.failed = False  # whether an assertion does not hold: what follows means nothing
-
-
 def _run_body(ctx: Context, instance: Instance, piped: list[Any], span: Span) -> Any:
-    body = _Body(ctx, instance, piped, span)
+    body = Body(ctx, instance, piped, span)
     if instance.parent is not None and not _right_count(body):
         return BROKEN
     # Ties come first: they say where a parameter lives before it is made.
@@ -202,7 +96,7 @@ def _run_body(ctx: Context, instance: Instance, piped: list[Any], span: Span) ->
     return values[0] if len(values) == 1 and instance.parent is not None else Result(body.outputs)
 
 
-def _right_count(body: _Body) -> bool:
+def _right_count(body: Body) -> bool:
     given, needed = len(body.piped), len(body.inputs)
     optional = sum(s.value is not None for s in body.inputs)
     if needed - optional <= given <= needed:
@@ -218,7 +112,7 @@ def _right_count(body: _Body) -> bool:
     return False
 
 
-def _input(body: _Body, statement: ast.Input) -> None:
+def _input(body: Body, statement: ast.Input) -> None:
     name = statement.name
     if body.instance.parent is None:
         value = _model_input(body, statement)
@@ -241,7 +135,7 @@ def _input(body: _Body, statement: ast.Input) -> None:
     _assign_name(body, name, value, "input")
 
 
-def _model_input(body: _Body, statement: ast.Input) -> Any:
+def _model_input(body: Body, statement: ast.Input) -> Any:
     annotation = statement.annotation
     if not isinstance(annotation, ast.TensorType):
         return body.ev.error("E314", f"the input `{statement.name.id}` of a model needs a shape",
@@ -259,135 +153,22 @@ def _model_input(body: _Body, statement: ast.Input) -> Any:
     return Tensor(value, TensorType(shape, dtype), origins)
 
 
-def _param(body: _Body, statement: ast.Param | ast.Buffer) -> None:
-    name = statement.name
-    initial = _initial(body, statement.value)
-    if initial is None:
-        body.instance.scope.names[name.id] = Binding(None, name.span, "param")
-        return
-    tensor: Any = BROKEN
-    if initial is not BROKEN:
-        tensor = _make_param(body, statement, initial)
-    trainable = isinstance(statement, ast.Param)
-    if not trainable:
-        body.buffers[name.id] = (_key(body, name.id), tensor)
-    # A parameter may take the name of the setting that switches it.
-    body.instance.scope.names[name.id] = Binding(tensor, name.span, "param")
-
-
-def _key(body: _Body, name: str) -> str:
-    path = body.instance.path
-    return f"{path}.{name}" if path else name
-
-
-def _initial(body: _Body, expr: Any) -> Any:
-    """The initialiser that an expression stands for; None for no parameter."""
-    if expr is None:
-        return Initial("zeros")
-    if isinstance(expr, ast.Conditional):
-        condition = body.ev.truth(expr.condition)
-        if condition is BROKEN:
-            return BROKEN
-        return _initial(body, expr.then if condition else expr.otherwise)
-    if isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name):
-        return _initializer_call(body, expr, expr.func)
-    value = body.ev.eval(expr)
-    if value is None or value is BROKEN or isinstance(value, Initial):
-        return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return Initial("constant", (float(value),))
-    return body.ev.error("E320", f"a parameter starts from a number or an initialiser, not "
-                         f"{describe(value)}", expr.span,
-                         help=f"initialisers: {', '.join(INITIALIZERS)}")
-
-
-def _initializer_call(body: _Body, expr: ast.Call, name: ast.Name) -> Any:
-    if name.id not in INITIALIZERS:
-        return body.ev.error("E320", f"no initialiser is named `{name.id}`", name.span,
-                             help=did_you_mean(name.id, INITIALIZERS) or
-                             f"initialisers: {', '.join(INITIALIZERS)}")
-    args = [body.ev.eval(arg) for arg in expr.args]
-    defaults = _defaults(name.id)
-    args += list(defaults.values())[len(args):]
-    for word in expr.kwargs:
-        if word.name.id not in defaults:
-            return body.ev.error("E320", f"`{name.id}` has no setting `{word.name.id}`",
-                                 word.name.span, help=did_you_mean(word.name.id, defaults) or
-                                 f"its settings: {', '.join(defaults) or 'none'}")
-        args[list(defaults).index(word.name.id)] = body.ev.eval(word.value)
-    if any(arg is BROKEN for arg in args):
-        return BROKEN
-    try:
-        check_initializer(name.id, args)
-    except OpError as error:
-        return body.ev.error("E320", error.message, expr.span, help=error.help)
-    sizes = [arg for arg in args if isinstance(arg, Expression)]
-    if sizes:
-        return body.ev.error("E321", f"the initial value depends on `{sizes[0]}`, which is not "
-                             "known when compiled", expr.span, help=KNOWN_SIZES)
-    wrong = next((arg for arg in args if arg is not None and not _finite(arg)), None)
-    if wrong is not None:
-        return body.ev.error("E320", f"`{name.id}` takes numbers, not {describe(wrong)}", expr.span)
-    return Initial(name.id, tuple(args))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    """An initialiser's settings and their defaults."""
-    function = INITIALIZERS[name]
-    code, values = function.__code__, function.__defaults__ or ()
-    names = code.co_varnames[2:code.co_argcount]
-    padded = (None,) * (len(names) - len(values)) + tuple(values)
-    return dict(zip(names, padded, strict=True))
-
-
-def _make_param(body: _Body, statement: ast.Param | ast.Buffer, initial: Initial) -> Any:
-    annotation = statement.annotation
-    if not isinstance(annotation, ast.TensorType):
-        return body.ev.error("E314", f"`{statement.name.id}` needs a shape", statement.span,
-                             help=f"write `param {statement.name.id}: [in, out] = glorot()`")
-    sizes = []
-    for dim in annotation.dims:
-        if isinstance(dim.value, ast.Dots):
-            return body.ev.error("E314", "a parameter cannot have `...` axes", dim.span)
-        sizes.append(body.ev.size(dim.value))
-    if any(size is BROKEN for size in sizes):
-        return BROKEN
-    unknown = [size for size in sizes if isinstance(size, Expression)]
-    if unknown:
-        key = _key(body, statement.name.id)
-        return body.ev.error("E321", f"the shape of parameter `{key}` depends on "
-                             f"`{unknown[0]}`, which is not known when compiled", annotation.span,
-                             help=KNOWN_SIZES)
-    try:
-        check_shape(initial.name, initial.args, tuple(sizes))
-    except OpError as error:
-        place = statement.value or statement
-        return body.ev.error(error.code, f"`{initial.name}`: {error.message}", place.span,
-                             help=error.help)
-    return body.ctx.parameter(_key(body, statement.name.id), tuple(sizes),
-                              annotation.dtype or "f32", initial,
-                              isinstance(statement, ast.Param), statement.span, body.instance)
-
-
-def _state(body: _Body, statement: ast.State | ast.Memory) -> None:
+def _state(body: Body, statement: ast.State | ast.Memory) -> None:
     body.broken = True
     body.ev.error("E902", "recurrent cells are not supported yet", statement.span)
 
 
-def _shared(body: _Body, statement: ast.Shared) -> None:
+def _shared(body: Body, statement: ast.Shared) -> None:
     name = statement.name
-    path = _key(body, name.id)
+    path = parameter_key(body, name.id)
     layer = Layer(statement.value, Scope(body.instance.scope), body.instance, path, True,
                   statement.span)
     _assign_name(body, name, layer, "local")
 
 
-def _tie(body: _Body, statement: ast.Tie) -> None:
-    left, right = (_key(body, ".".join(side.parts)) for side in (statement.left, statement.right))
+def _tie(body: Body, statement: ast.Tie) -> None:
+    left, right = (parameter_key(body, ".".join(side.parts))
+                   for side in (statement.left, statement.right))
     known = body.ctx.ties.get(left)
     if known is not None:
         body.ev.error("E302", f"`{left}` is tied twice", statement.left.span,
@@ -399,7 +180,7 @@ def _tie(body: _Body, statement: ast.Tie) -> None:
         body.ctx.ties[left] = (right, statement.span)
 
 
-def _assert(body: _Body, statement: ast.Assert) -> None:
+def _assert(body: Body, statement: ast.Assert) -> None:
     value = body.ev.ctx.quiet_truth(body.ev, statement.condition)
     if value is not False:
         return
@@ -438,7 +219,7 @@ def _fact(scope: Scope, name: str) -> list[Note]:
                  binding.expression.span if given and binding.expression else binding.span)]
 
 
-def _assign(body: _Body, statement: ast.Assign) -> None:
+def _assign(body: Body, statement: ast.Assign) -> None:
     value = body.ev.eval(statement.value)
     if len(statement.targets) > 1:
         _unpack(body, statement, value)
@@ -452,7 +233,7 @@ def _assign(body: _Body, statement: ast.Assign) -> None:
     _assign_name(body, name, value, "local", statement.value)
 
 
-def _annotated(body: _Body, annotation: ast.Type | None, value: Any, what: str, span: Span) -> Any:
+def _annotated(body: Body, annotation: ast.Type | None, value: Any, what: str, span: Span) -> Any:
     if value is BROKEN or not isinstance(annotation, ast.TensorType):
         return value
     if not isinstance(value, Tensor):
@@ -461,7 +242,7 @@ def _annotated(body: _Body, annotation: ast.Type | None, value: Any, what: str, 
     return shapes.match(body.ev, annotation, value, what, span)
 
 
-def _unpack(body: _Body, statement: ast.Assign, value: Any) -> None:
+def _unpack(body: Body, statement: ast.Assign, value: Any) -> None:
     values = list(value.outputs.values()) if isinstance(value, Result) else value
     count = len(statement.targets)
     if value is not BROKEN and (not isinstance(values, (tuple, list)) or len(values) != count):
@@ -472,7 +253,7 @@ def _unpack(body: _Body, statement: ast.Assign, value: Any) -> None:
         _assign_name(body, name, BROKEN if value is BROKEN else values[index], "local")
 
 
-def _update(body: _Body, name: ast.Name, value: Any) -> None:
+def _update(body: Body, name: ast.Name, value: Any) -> None:
     """An assignment to a buffer is its new value, kept after a training step."""
     key, old = body.buffers[name.id]
     if isinstance(value, Tensor) and isinstance(old, Tensor):
@@ -484,7 +265,7 @@ def _update(body: _Body, name: ast.Name, value: Any) -> None:
     body.instance.scope.names[name.id] = Binding(value, name.span, "local")
 
 
-def _assign_name(body: _Body, name: ast.Name, value: Any, kind: str,
+def _assign_name(body: Body, name: ast.Name, value: Any, kind: str,
                  expression: ast.Expr | None = None) -> None:
     """Bind a name once; a second binding is an error."""
     known = body.instance.scope.names.get(name.id)
@@ -499,7 +280,7 @@ def _assign_name(body: _Body, name: ast.Name, value: Any, kind: str,
                                                  body.instance.scope)
 
 
-def _output(body: _Body, statement: ast.Output) -> None:
+def _output(body: Body, statement: ast.Output) -> None:
     for item in statement.items:
         value = body.ev.eval(item.value if item.value is not None else item.name)
         value = _annotated(body, item.annotation, value, f"`{item.name.id}`",
@@ -526,9 +307,9 @@ def _output_help(value: Any) -> str | None:
     return None
 
 
-_STATEMENTS: dict[type, Callable[[_Body, Any], None]] = {
-    ast.Input: _input, ast.Param: _param, ast.Buffer: _param, ast.State: _state,
-    ast.Memory: _state, ast.Shared: _shared, ast.Tie: _tie, ast.Assert: _assert,
+_STATEMENTS: dict[type, Callable[[Body, Any], None]] = {
+    ast.Input: _input, ast.Param: declare_parameter, ast.Buffer: declare_parameter,
+    ast.State: _state, ast.Memory: _state, ast.Shared: _shared, ast.Tie: _tie, ast.Assert: _assert,
     ast.Assign: _assign, ast.Output: _output,
 }
 

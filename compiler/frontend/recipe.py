@@ -20,6 +20,8 @@ from lamina.compiler.syntax.parse import parse
 SCHEDULES = ("constant", "cosine", "linear", "steps")
 SETTINGS = ("loss", "optimizer", "schedule", "batch", "epochs", "seed", "keep", "clip")
 PHASE_SETTINGS = ("optimizer", "schedule", "epochs")
+RULE_SETTINGS = frozenset(name for rule in OPTIMIZERS.values() for name in rule.attrs)
+COMMAND_LINE = "the command line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,18 @@ def find_recipe(module: Module, name: str | None) -> ast.Recipe:
     for recipe in module.recipes.values():
         if isinstance(recipe.model.func, ast.Name) and recipe.model.func.id == name:
             return recipe
-    start = Span(module.file.source, 0, 0)
-    listed = ", ".join(module.recipes) or "none"
     message = f"no recipe is named `{name}`" if name else "this file has no recipe"
-    raise CompileError(Diagnostic("E505", message, start,
-                                  help=did_you_mean(name or "", module.recipes) or
-                                  f"recipes here: {listed}; "
-                                  "write `recipe NAME for Model { ... }`"))
+    help = did_you_mean(name or "", module.recipes) or \
+        f"recipes here: {', '.join(module.recipes)}" if module.recipes else _first_recipe(module)
+    raise CompileError(Diagnostic("E505", message, Span(module.file.source, 0, 0), help=help))
+
+
+def _first_recipe(module: Module) -> str:
+    """How to write a recipe for the first model of a file that has none."""
+    model = next(iter(module.models), "Model")
+    return (f'add one below the model: `recipe first for {model} {{ data train = mnist("train") '
+            "-> shuffle; target label: i32[B]; loss = cross_entropy(OUTPUT, label); "
+            "optimizer = sgd(lr=0.1) }` (lamina explain E505)")
 
 
 def read_recipe(module: Module, recipe: ast.Recipe, overrides: Mapping[str, str] | None = None
@@ -114,11 +121,12 @@ class _Reader:
             if isinstance(item, ast.Setting):
                 self._keep_setting(item)
         self._apply_settings(overrides)
+        phases = self._phase_overrides(overrides)
         optimizer = self._optimizer(self.settings.get("optimizer"), None)
         call, optimizer = self._apply_others(overrides, model, call, optimizer)
         result = Recipe(
             self.recipe.name.id, model, call, self._objective(), self._data(),
-            self._phases(optimizer, overrides), self._whole("batch", 32, 1),
+            self._phases(optimizer, phases), self._whole("batch", 32, 1),
             self._whole("seed", 0, 0), self._keep(), self._number("clip", 0.0), tuple(
                 item for item in self.recipe.body if isinstance(item, ast.Weights)),
             self.recipe.name.span)
@@ -155,9 +163,21 @@ class _Reader:
 
     def _apply_settings(self, overrides: dict[str, str]) -> None:
         """Settings of the recipe itself that the command line replaces."""
+        phases = [item for item in self.recipe.body if isinstance(item, ast.Phase)]
         for name in [name for name in overrides if name in SETTINGS]:
-            value = parse_value(name, overrides.pop(name))
-            self.settings[name] = ast.Setting(ast.Name(name, value.span), value, value.span)
+            self.settings[name] = given = _setting(name, overrides.pop(name))
+            if phases and all(_own(phase, name) for phase in phases):
+                self.error("E502", f"every phase has its own `{name}`", given.name.span,
+                           f"name the phase: -o {phases[0].name.id}.{name}=...")
+
+    def _phase_overrides(self, overrides: dict[str, str]) -> dict[str, dict[str, str]]:
+        """Overrides such as `head.lr=1e-3` by phase."""
+        names = [item.name.id for item in self.recipe.body if isinstance(item, ast.Phase)]
+        found: dict[str, dict[str, str]] = {}
+        for key in [key for key in overrides if key.partition(".")[0] in names]:
+            phase, _, name = key.partition(".")
+            found.setdefault(phase, {})[name] = overrides.pop(key)
+        return found
 
     def _apply_others(self, overrides: dict[str, str], model: Definition, call: ast.Call,
                       optimizer: Call | None) -> tuple[ast.Call, Call | None]:
@@ -165,19 +185,33 @@ class _Reader:
         rule = OPTIMIZERS.get(optimizer.name) if optimizer else None
         params = [parameter.name.id for parameter in model.node.params]
         for name, text in overrides.items():
-            value = parse_value(name, text)
+            given = _setting(name, text)
             if rule is not None and optimizer is not None and name in rule.attrs:
-                words = {**optimizer.settings, name: self._static(value, "E503")}
-                optimizer = replace(optimizer, kwargs=tuple(words.items()))
+                optimizer = self._with_setting(optimizer, given)
             elif name in params:
-                word = ast.Keyword(ast.Name(name, value.span), value, value.span)
+                word = ast.Keyword(given.name, given.value, given.span)
                 kept = tuple(w for w in call.kwargs if w.name.id != name)
                 call = replace(call, kwargs=(*kept, word))
             else:
-                known = [*SETTINGS, *(rule.attrs if rule else ()), *params]
-                self.error("E502", f"there is no setting `{name}` to override", value.span,
-                           did_you_mean(name, known) or f"settings: {', '.join(known)}")
+                self._unknown_override(given, [*SETTINGS, *(rule.attrs if rule else ()), *params])
         return call, optimizer
+
+    def _unknown_override(self, given: ast.Setting, known: list[str]) -> None:
+        name = given.name.id
+        phases = [item.name.id for item in self.recipe.body if isinstance(item, ast.Phase)]
+        help = did_you_mean(name, known) or f"settings: {', '.join(known)}"
+        if phases and name in RULE_SETTINGS:
+            help = f"name the phase: -o {phases[0]}.{name}=..."
+        self.error("E502", f"there is no setting `{name}` to override", given.name.span, help)
+
+    def _with_setting(self, optimizer: Call, given: ast.Setting) -> Call:
+        """An optimizer with one setting replaced."""
+        value = self._static(given.value, "E503")
+        if value is BROKEN:
+            return optimizer
+        self._check_setting(optimizer.name, given.name.id, value, given.value.span)
+        return replace(optimizer, kwargs=tuple({**optimizer.settings,
+                                                given.name.id: value}.items()))
 
     def _objective(self) -> Objective:
         loss = self.settings.get("loss")
@@ -207,23 +241,49 @@ class _Reader:
                        'write `data train = mnist("train") -> shuffle`')
         return found
 
-    def _phases(self, optimizer: Call | None, overrides: Mapping[str, str]) -> tuple[Phase, ...]:
+    def _phases(self, optimizer: Call | None, overrides: Mapping[str, Mapping[str, str]]
+                ) -> tuple[Phase, ...]:
         schedule = self._schedule(self.settings.get("schedule"))
         written = [item for item in self.recipe.body if isinstance(item, ast.Phase)]
         rules = tuple(item for item in self.recipe.body
                       if isinstance(item, (ast.Freeze, ast.Unfreeze)))
         if not written:
             if optimizer is None:
-                self.error("E504", "a recipe needs an optimizer", self.recipe.name.span,
-                           "write `optimizer = sgd(lr=0.1)`")
+                if "optimizer" not in self.settings:
+                    self.error("E504", "a recipe needs an optimizer", self.recipe.name.span,
+                               "write `optimizer = sgd(lr=0.1)`")
                 return ()
             return (Phase("train", self._whole("epochs", 1, 1), optimizer, schedule, rules),)
-        return tuple(self._phase(item, optimizer, schedule, rules if index == 0 else ())
+        return tuple(self._phase(item, optimizer, schedule, rules if index == 0 else (),
+                                 overrides.get(item.name.id, {}))
                      for index, item in enumerate(written))
 
     def _phase(self, item: ast.Phase, optimizer: Call | None, schedule: Call | None,
-               rules: tuple) -> Phase:
+               rules: tuple, overrides: Mapping[str, str]) -> Phase:
+        own, more = self._phase_settings(item)
+        own |= {name: _setting(name, text) for name, text in overrides.items()
+                if name in PHASE_SETTINGS}
+        chosen = self._optimizer(own.get("optimizer"), optimizer)
+        if chosen is None:
+            if "optimizer" not in own and "optimizer" not in self.settings:
+                self.error("E504", f"phase `{item.name.id}` needs an optimizer", item.name.span,
+                           "write `optimizer = sgd(lr=0.1)`")
+            chosen = Call("sgd", (), (("lr", 0.0),), item.span)
+        known = OPTIMIZERS[chosen.name].attrs if chosen.name in OPTIMIZERS else ()
+        for name in [name for name in overrides if name not in PHASE_SETTINGS]:
+            given = _setting(name, overrides[name])
+            if name in known:
+                chosen = self._with_setting(chosen, given)
+            else:
+                self._unknown_override(given, [*PHASE_SETTINGS, *known])
+        epochs = self._whole_of(own.get("epochs"), self._whole("epochs", 1, 1), 1)
+        return Phase(item.name.id, epochs, chosen, self._schedule(own["schedule"])
+                     if "schedule" in own else schedule, (*rules, *more))
+
+    def _phase_settings(self, item: ast.Phase) -> tuple[dict[str, ast.Setting], tuple]:
+        """A phase's own settings by name, and its rules to freeze and unfreeze."""
         own: dict[str, ast.Setting] = {}
+        rules: tuple = ()
         for part in item.body:
             if isinstance(part, ast.Setting):
                 if part.name.id not in PHASE_SETTINGS:
@@ -233,14 +293,7 @@ class _Reader:
                 own[part.name.id] = part
             else:
                 rules = (*rules, part)
-        chosen = self._optimizer(own.get("optimizer"), optimizer)
-        if chosen is None:
-            self.error("E504", f"phase `{item.name.id}` needs an optimizer", item.name.span,
-                       "write `optimizer = sgd(lr=0.1)`")
-            chosen = Call("sgd", (), (("lr", 0.0),), item.span)
-        epochs = self._whole_of(own.get("epochs"), self._whole("epochs", 1, 1), 1)
-        return Phase(item.name.id, epochs, chosen,
-                     self._schedule(own["schedule"]) if "schedule" in own else schedule, rules)
+        return own, rules
 
     def _optimizer(self, item: ast.Setting | None, default: Call | None) -> Call | None:
         if item is None:
@@ -256,16 +309,23 @@ class _Reader:
             return default
         words = dict(zip(rule.attrs, call.args, strict=False)) | call.settings
         for name, value in words.items():
-            if name not in rule.attrs:
-                self.error("E503", f"`{call.name}` has no setting `{name}`", call.span,
-                           did_you_mean(name, rule.attrs) or
-                           f"settings: {', '.join(rule.attrs)}")
-            elif name != "betas" and (isinstance(value, str) or value is None):
-                self.error("E503", f"`{name}` must be a number, not {describe(value)}", call.span)
+            self._check_setting(call.name, name, value, call.span)
         if "lr" not in words:
             self.error("E503", f"`{call.name}` needs a learning rate", call.span,
                        f"write `{call.name}(lr=0.01)`")
         return replace(call, args=(), kwargs=tuple(words.items()))
+
+    def _check_setting(self, optimizer: str, name: str, value: Any, span: Span) -> None:
+        known = OPTIMIZERS[optimizer].attrs
+        if name not in known:
+            self.error("E503", f"`{optimizer}` has no setting `{name}`", span,
+                       did_you_mean(name, known) or f"settings: {', '.join(known)}")
+        elif name == "betas":
+            if not (isinstance(value, (list, tuple)) and len(value) == 2 and
+                    all(map(_is_number, value))):
+                self.error("E503", f"`betas` must be two numbers, not {describe(value)}", span)
+        elif not isinstance(value, (int, float)):
+            self.error("E503", f"`{name}` must be a number, not {describe(value)}", span)
 
     def _schedule(self, item: ast.Setting | None) -> Call | None:
         if item is None:
@@ -346,16 +406,32 @@ class _Reader:
         return Call(expr.func.id, args, words, expr.span)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _own(phase: ast.Phase, name: str) -> bool:
+    """Whether a phase gives a setting itself."""
+    return any(isinstance(part, ast.Setting) and part.name.id == name for part in phase.body)
+
+
+def _setting(name: str, text: str) -> ast.Setting:
+    """An override as the setting that it replaces; its name's span is the key."""
+    value = parse_value(name, text)
+    key = Span(value.span.source, 0, len(name))
+    return ast.Setting(ast.Name(name, key), value, value.span)
+
+
 def parse_value(name: str, text: str) -> Any:
     """The expression of an override given as text. Raises CompileError.
 
     A word that is no expression (a path, say) is a text: `folder=data/train`.
     """
     written = text
-    if re.fullmatch(r"[A-Za-z_./~-][\w./~-]*", text) and re.search(r"[./~-]", text):
+    if re.fullmatch(r"(?:[A-Za-z_/~]|\.\.?/)[\w./~-]*", text) and re.search(r"[./~-]", text):
         written = literal(text)
     head = "const given = "
-    shown = Source("the command line", f"{name}={text}")
+    shown = Source(COMMAND_LINE, f"{name}={text}")
     shift = len(name) + 1 - len(head)
     try:
         file = parse(Source("<given>", head + written))
