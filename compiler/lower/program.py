@@ -14,6 +14,7 @@ from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
 from lamina.runtime.program import Buffer, Program, Size, Step
 
+VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
 UPDATE = "update:"  # outputs of this name replace the parameter of that key
 
 
@@ -199,20 +200,24 @@ def _can_update_in_place(graph: Graph, node: Node, key: str) -> bool:
     if any(n.op.kind == "reduce" for n in node.body.nodes):
         return False
     param = graph.params[key]
-    readers = _readers(graph, param)
-    direct = [value for value in node.inputs if value == param]
-    return all(reader.id <= node.id for reader in readers) and \
-        (bool(direct) or node.id not in {r.id for r in readers})
+    readers, views_of_it = _readers(graph, param)
+    if any(value in views_of_it for _, value in graph.outputs):
+        return False  # the old value is still to be given out
+    # Where the node reads it, it must read the very element that it writes.
+    elsewhere = any(value in views_of_it for value in node.inputs if value != param)
+    return not elsewhere and all(reader.id <= node.id for reader in readers)
 
 
-def _readers(graph: Graph, value: Value) -> list[Node]:
-    """All nodes that read the memory of `value`, also through views of it."""
-    found = []
+def _readers(graph: Graph, value: Value) -> tuple[list[Node], set[Value]]:
+    """All nodes that read the memory of `value`, also through views of it, and those views."""
+    found, seen = [], {value}
     for user in graph.users(value.node):
         found.append(user)
-        if user.op.name in ("reshape", "transpose", "slice", "reverse", "broadcast_to"):
-            found += _readers(graph, Value(user.id))
-    return found
+        if user.op.name in VIEWS:
+            further, more = _readers(graph, Value(user.id))
+            found += further
+            seen |= more
+    return found, seen
 
 
 def _finish_outputs(low: Lowering) -> None:
@@ -220,12 +225,15 @@ def _finish_outputs(low: Lowering) -> None:
     updates = []
     for name, value in low.graph.outputs:
         source = low.view(value)
+        low.place = Place(name, 0)
         if name.startswith(UPDATE):
             target = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
-            if source != target:
-                updates.append((source, target))
+            if source == target:
+                continue
+            if low.buffers[source.buffer].kind == "param":  # it may be overwritten meanwhile
+                source = low.copy(source)
+            updates.append((source, target))
         elif low.buffers[source.buffer].key != name or not source.is_dense:
-            low.place = Place(name, 0)
             low.copy(source, _output_buffer(low, name, low.graph.type(value)))
     for source, target in updates:
         low.copy(source, target)

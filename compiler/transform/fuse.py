@@ -116,7 +116,7 @@ class _Planner:
             return None
         stored = [user for user in self.graph.users(source)
                   if user.op.kind not in ("elementwise", "reduce")]
-        late = {id for user in stored for id in self._after(user.id)}
+        late = {id for user in stored for id in (user.id, *self._after(user.id))}
         return source if stored and self._read_late(node, source, late) else None
 
     def _only_source(self, node: Node) -> int | None:

@@ -86,6 +86,7 @@ class Memory(types.CPointer):
 
     @property
     def key(self):
+        """What tells two such types apart."""
         return self.dtype, self.scope
 
 
