@@ -22,7 +22,7 @@ from lamina.compiler.lower.templates.text import (
     wide_tile,
 )
 from lamina.compiler.lower.views import View
-from lamina.compiler.ops.conv import pair, padding_pairs
+from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
 from lamina.runtime.program import Size
 
@@ -356,7 +356,8 @@ def _pool(low: Lowering, node: Node) -> None:
         if index is None:
             index = _recompute_index(low, operands[0], small, attrs, sizes)
         template = window.max_pool_grad(STORE, _index_type(attrs))
-        _run(low, template, {"dy": operands[1], "index": _Memory(index), "y0": result, **sizes}, work)
+        values = {"dy": operands[1], "index": _Memory(index), "y0": result, **sizes}
+        _run(low, template, values, work)
     low.view_of[Value(node.id)] = views.transpose(result, (0, 3, 1, 2)) if layout == "nchw" \
         else result
 
@@ -429,8 +430,9 @@ def _recompute_index(low: Lowering, x: View, small, attrs, sizes) -> int:
     dtype = "bool" if _index_type(attrs) == "u8" else "i32"
     index = low.temp(tuple(to_size(n) for n in small), dtype)
     scratch = low.fresh(TensorType(small))
-    _run(low, window.max_pool(STORE, _index_type(attrs)),
-         {"x": x, "index": _Memory(index), "y0": scratch, **sizes}, to_size(product(x.shape)), "winners")
+    values = {"x": x, "index": _Memory(index), "y0": scratch, **sizes}
+    _run(low, window.max_pool(STORE, _index_type(attrs)), values, to_size(product(x.shape)),
+         "winners")
     return index
 
 

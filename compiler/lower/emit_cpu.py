@@ -449,7 +449,7 @@ def _flat(text: _Text, loops: LoopProgram, axes: list[int]) -> str:
 
 def emit_combine(r: Reduction, partial: int, result: Access, chunks: Size, span: Size,
                  width: Size) -> Emitted:
-    """The kernel that adds up a column program's sums in order: the first `width` of each `span`."""
+    """The kernel that adds a column program's sums in order: the first `width` of each `span`."""
     text = _Text()
     source, target = text.pointer(partial, r.dtype), text.pointer(result.buffer, r.dtype)
     chunks_name, span_name, width_name = text.size(chunks), text.size(span), text.size(width)

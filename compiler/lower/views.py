@@ -1,4 +1,4 @@
-"""Where a value lies: a strided window on a buffer. Transposes, cuts and most reshapes move nothing."""
+"""Where a value lies: a strided window on a buffer. Transposes and cuts move nothing."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def _match(old: list[tuple[Dim, Dim]], wanted: list[Dim]) -> tuple[int, int] | N
 
 
 def _contiguous(axes: list[tuple[Dim, Dim]]) -> bool:
-    return all(outer[1] == inner[1] * inner[0] for outer, inner in zip(axes, axes[1:], strict=False))
+    return all(outer[1] == inner[1] * inner[0]
+               for outer, inner in zip(axes, axes[1:], strict=False))
 
 
 def is_known(dim: Dim) -> bool:

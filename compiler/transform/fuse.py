@@ -173,8 +173,8 @@ class _Planner:
         if self._between(producer, consumer):
             return "another group lies between them"
         kind, space, axes = merged
-        group = Group(kind, space, axes, sorted(producer.nodes + consumer.nodes, key=lambda n: n.id),
-                      producer.mask | consumer.mask,
+        nodes = sorted(producer.nodes + consumer.nodes, key=lambda n: n.id)
+        group = Group(kind, space, axes, nodes, producer.mask | consumer.mask,
                       (producer.before | consumer.before) & ~(producer.mask | consumer.mask))
         if len(self._operands(group)) > MAX_OPERANDS or len(group.nodes) > MAX_NODES:
             return "the group would grow too large"

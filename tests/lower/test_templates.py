@@ -532,3 +532,42 @@ def test_bad_epilogues_are_refused():
         weight_grad.combine_weight_grad(Epilogue(loads=(Operand("column"),)), WIDE)
     with pytest.raises(ValueError, match="one float32 result"):
         window.pad(Epilogue(stores=()))
+
+
+POOLS = [  # images, height, width, channels, kernel, stride
+    (2, 6, 8, 1, (2, 2), (2, 2)),
+    (1, 7, 5, 6, (2, 2), (2, 2)),
+    (3, 9, 9, 8, (3, 2), (3, 4)),
+    (2, 5, 5, 17, (1, 3), (2, 3)),
+    (1, 3, 3, 33, (3, 3), (3, 3)),
+    (0, 4, 4, 6, (2, 2), (2, 2)),
+]
+
+
+@pytest.mark.parametrize("case", POOLS, ids=str)
+def test_mean_pools_in_tiles(case, kernel_cache):
+    """Windows inside the image: rows stored whole, pixels that no window covers, few channels."""
+    images, high, wide, channels, kernel, stride = case
+    oh, ow = ((n - k) // s + 1 for n, k, s in zip((high, wide), kernel, stride, strict=True))
+    rng = np.random.default_rng(0)
+    x, dy = noise(rng, images, high, wide, channels), noise(rng, images, oh, ow, channels)
+    mean, spread = np.zeros(dy.shape), np.zeros(x.shape)
+    for i in range(oh):
+        for j in range(ow):
+            rows = slice(i * stride[0], i * stride[0] + kernel[0])
+            columns = slice(j * stride[1], j * stride[1] + kernel[1])
+            mean[:, i, j] = x[:, rows, columns].mean((1, 2), dtype=np.float64)
+            spread[:, rows, columns] += dy[:, i, j][:, None, None] / (kernel[0] * kernel[1])
+    sizes = {"images": images, "H": high, "W": wide, "OH": oh, "OW": ow, "C": channels,
+             "KH": kernel[0], "KW": kernel[1], "stride_h": stride[0], "stride_w": stride[1]}
+    few = channels <= WIDTH
+    tile = (text.narrow_lanes_tile if few else text.lanes_tile)(WIDTH)
+    forward = {"x": "x", "y0": "y", "groups": 1, "K": channels, "dilation_h": 1, "dilation_w": 1,
+               "x_image": high * wide * channels, "x_row": wide * channels, "x_pixel": channels}
+    calls = [(contract.mean_pool(STORE, tile), {**sizes, **forward}),
+             (window.mean_pool_grad(STORE, tile),
+              {**sizes, "dy": "dy", "y0": "dx", "pad_h": 0, "pad_w": 0})]
+    outputs = {"y": ("f32", dy.shape), "dx": ("f32", x.shape)}
+    got = same_on_threads(calls, {"x": x, "dy": dy}, outputs, kernel_cache)
+    close(got["y"], mean)
+    close(got["dx"], spread)
