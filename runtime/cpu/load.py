@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -21,6 +22,7 @@ import llvmlite
 import llvmlite.binding as llvm
 from lamina.runtime.cache import Cache
 from lamina.runtime.cpu import host
+from lamina.runtime.errors import Failure, show
 
 KERNELS_PER_WORKER = 4  # a worker takes 0.7 s to start, a kernel 0.1 to 0.3 s to compile
 
@@ -53,7 +55,10 @@ def kernel_key(source: str) -> str:
 
 
 def load(sources: Sequence[str], cache: Cache) -> list[int]:
-    """The addresses of the kernels, in order. Raises KernelError when one does not build."""
+    """The addresses of the kernels, in order.
+
+    Raises KernelError when one does not build, Failure E704 when the cache takes no more.
+    """
     keys = [kernel_key(source) for source in sources]
     missing = {key: source for key, source in zip(keys, sources, strict=True) if key not in _LINKED}
     found = {key: cache.get(key) for key in missing}
@@ -97,15 +102,28 @@ def _build(cold: dict[str, str], cache: Cache) -> dict[str, bytes]:
     target = cache.scratch()
     for key, source in cold.items():
         target.put_source(key, source)
-    workers = [_start(share, target.folder) for share in _shares(cold)]
-    words = [process.communicate(request)[1] for process, request in workers]
+    words = _run([_start(share, target.folder) for share in _shares(cold)])
     found = {key: target.get(key) for key in cold}
     if any(body is None for body in found.values()):
-        raise KernelError(
-            "\n".join(w for w in words if w)
-            or f"the compiled kernels cannot be kept in {target.folder}"
-        )
+        if any(words):
+            raise KernelError("\n".join(w for w in words if w))
+        raise Failure("E704", f"cannot keep compiled kernels in {show(target.folder)}",
+                      "make room there, or set LAMINA_CACHE to another folder")
     return found
+
+
+def _run(workers: list[tuple[subprocess.Popen, str]]) -> list[str]:
+    """What the workers say on standard error, after all of them have worked side by side."""
+    try:
+        for process, request in workers:
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it ended early
+                pipe.write(request)
+            process.stdin = None
+        return [process.communicate()[1] for process, _ in workers]
+    except BaseException:  # an interrupt: the workers are in a group of their own
+        for process, _ in workers:
+            process.kill()
+        raise
 
 
 def _shares(cold: dict[str, str]) -> list[list[tuple[str, str]]]:
@@ -123,6 +141,7 @@ def _shares(cold: dict[str, str]) -> list[list[tuple[str, str]]]:
 def _start(share: list[tuple[str, str]], folder: Path):
     command = [sys.executable, "-m", "lamina.runtime.cpu.build", str(folder)]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, process_group=0,
     )
     return process, json.dumps(share)
