@@ -5,7 +5,6 @@ Verbs import what they need when they run: most need no kernel, and the command 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,9 @@ from lamina.commands import console
 from lamina.compiler.errors import CODES, CompileError, suggest
 from lamina.compiler.options import TARGETS, Options, from_environment, wants_color
 from lamina.runtime.errors import Failure
+
+MAX_LISTED = 30  # candidates that a message lists
+INTERRUPTED = 130  # the exit code of a shell's command that Ctrl-C ends
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OVERRIDE = click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -40,12 +42,17 @@ def guarded(command: Callable) -> Callable:
         except CompileError as error:
             console.print_errors(error, wants_color())
         except Failure as error:
-            console.print_failure(error, str(kwargs.get("file", "")).partition("#")[0])
+            console.print_failure(error, _split(str(kwargs.get("file", "")))[0])
         except MemoryError as error:
-            sys.stderr.write(f"error: out of memory: {error}\n"
-                             "help: use a smaller batch: -o batch=16\n")
+            console.print_error(f"out of memory: {error}", "use a smaller batch: -o batch=16")
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            console.drop_output()
+        except KeyboardInterrupt:
+            console.print_error("interrupted")
+            sys.exit(INTERRUPTED)
+        except OSError as error:
+            console.drop_output()
+            console.print_error(f"{error.filename or 'output'}: {error.strerror or error}")
         sys.exit(1)
 
     return run
@@ -68,7 +75,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
     """Report every error of the files: names, shapes, recipes."""
     from lamina.commands.checking import check_file, diagnostic_json
 
-    found = [diagnostic for file in files for diagnostic in check_file(file)]
+    found = [diagnostic for file in files for diagnostic in check_file(_split(file)[0])]
     if as_json:
         console.print_json([diagnostic_json(diagnostic) for diagnostic in found])
         sys.exit(1 if found else 0)
@@ -148,11 +155,9 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     from lamina.commands.training import run_training
 
     training = _training(file, overrides)
-    if not as_json:
-        views.print_summary(training.net.summary())
     folder = out or _run_folder(training, resume)
     options = _options(target, threads)
-    view = views.Silent() if as_json else views.TrainingView(training.recipe.keep)
+    view = views.Silent() if as_json else views.TrainingView(training.net.summary())
     try:
         result = run_training(training, options, folder, resume, view)
     finally:
@@ -234,7 +239,8 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
 @click.option("--stage", default="graph", show_default=True,
               help=f"One of {', '.join(STAGES)}, or the name of a pass.")
 @click.option("--train", "for_training", is_flag=True, help="The training step.")
-@click.option("--batch", default=1, show_default=True, help="The batch of the memory plan.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
+              help="The batch of the memory plan.")
 @click.option("--why", "why", is_flag=True, help="For fused: what was not fused, and why.")
 @guarded
 def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: str,
@@ -243,13 +249,13 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     from lamina.commands import showing
 
     if stage == "ast":
-        click.echo(showing.show_ast(file.partition("#")[0]))
+        click.echo(showing.show_ast(_split(file)[0]))
         return
-    graph = _step_graph(file, overrides, sizes) if for_training or stage == "backward" else \
-        _net(file, overrides, sizes).graph
     known = (*STAGES, *showing.pass_names())
     if stage not in known:
         _fail(f"no stage is named `{stage}`", stage, known)
+    graph = _step_graph(file, overrides, sizes) if for_training or stage == "backward" else \
+        _net(file, overrides, sizes).graph
     click.echo(showing.show(graph, stage, batch, why))
 
 
@@ -319,14 +325,14 @@ def clear() -> None:
 @OVERRIDE
 @INPUT
 @click.option("--mode", type=click.Choice(["train", "infer"]), default="infer", show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--batch", type=click.IntRange(1), help="Default: that of --input, or 64.")
 @click.option("--steps", type=click.IntRange(1), default=50, show_default=True)
 @TARGET
 @THREADS
 @JSON
 @guarded
-def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: str, batch: int,
-          steps: int, target: str, threads: int | None, as_json: bool) -> None:
+def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: str,
+          batch: int | None, steps: int, target: str, threads: int | None, as_json: bool) -> None:
     """Measure a training step or inference, beside the machine's matrix-product rate."""
     from lamina.commands.bench import bench as measure
 
@@ -349,6 +355,12 @@ def _options(target: str, threads: int | None) -> Options:
     return replace(options, target=target, threads=threads or options.threads)
 
 
+def _split(file: str) -> tuple[str, str]:
+    """A file's path or zoo name, and what is picked in it after a `#`."""
+    name, mark, choice = file.rpartition("#")
+    return (name, choice) if mark and not Path(file).exists() else (file, "")
+
+
 def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -362,27 +374,26 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 def _net(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
     from lamina.commands.selection import select_net
 
-    name, _, choice = file.partition("#")
-    return select_net(name, choice, _pairs(overrides), _pairs(sizes))
+    return select_net(*_split(file), _pairs(overrides), _pairs(sizes))
 
 
 def _training(file: str, overrides: tuple[str, ...]) -> Any:
     from lamina.api import load
 
-    name, _, choice = file.partition("#")
+    name, choice = _split(file)
     return load(name).recipe(choice or None, **_pairs(overrides))
 
 
 def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
     from lamina.commands.selection import select_step
 
-    name, _, choice = file.partition("#")
-    return select_step(name, choice, _pairs(overrides), _pairs(sizes))
+    return select_step(*_split(file), _pairs(overrides), _pairs(sizes))
 
 
 def _fail(message: str, word: str, candidates: Any) -> None:
     found = suggest(word, candidates)
-    hint = f"; did you mean `{found}`?" if found else ""
+    few = list(candidates) if len(candidates) <= MAX_LISTED else []
+    hint = f"; did you mean `{found}`?" if found else f"; there are: {', '.join(few)}" * bool(few)
     raise click.UsageError(message + hint)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from typing import Any
 
@@ -41,6 +42,19 @@ def print_failure(error: Failure, file: str = "") -> None:
     sys.stderr.write(f"error[{error.code}]: {error.message}{place}\n")
     if error.help:
         sys.stderr.write(f"help: {error.help}\n")
+
+
+def print_error(message: str, help: str = "") -> None:
+    """An error without a code on standard error."""
+    sys.stderr.write(f"error: {message}\n" + (f"help: {help}\n" if help else ""))
+
+
+def drop_output() -> None:
+    """Where standard output takes no more, what is still in its buffer goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_pairs(facts: dict[str, Any]) -> None:

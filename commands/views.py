@@ -8,6 +8,7 @@ from typing import Any
 from lamina.compiler.inspect.cost import LayerRow, Summary, count_text
 from lamina.compiler.inspect.receptive_field import Field
 from lamina.runtime.events import (
+    Checked,
     EpochDone,
     Event,
     Finished,
@@ -106,18 +107,16 @@ class Silent:
 class TrainingView:
     """Draws a progress bar on a terminal, a line per epoch elsewhere."""
 
-    def __init__(self, keep: str):
-        self.keep = keep
+    def __init__(self, summary: Summary):
+        self.summary = summary
         self.console = _console()
         self.live = self.console.is_terminal
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24),
+            TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=12),
             TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(), console=self.console, transient=True,
+            TimeRemainingColumn(compact=True), console=self.console, transient=True,
             refresh_per_second=1 / REFRESH)
         self.status = self.console.status("compiling kernels (kept for the next time)")
-        if self.live:
-            self.status.start()
         self.task: Any = None
 
     def __call__(self, event: Event) -> None:
@@ -126,6 +125,8 @@ class TrainingView:
             self._step(event)
         elif isinstance(event, EpochDone):
             self._epoch(event)
+        elif isinstance(event, Checked):
+            self._checked()
         elif isinstance(event, Started):
             self._started(event)
         elif isinstance(event, Warned):
@@ -135,11 +136,17 @@ class TrainingView:
         elif isinstance(event, Saved) and event.why == "interrupt":
             self.console.print(f"saved {escape(str(event.path))}")
 
+    def _checked(self) -> None:
+        print_summary(self.summary)
+        if self.live:
+            self.status.start()
+
     def _started(self, event: Started) -> None:
         self.status.stop()
         going = f", going on at step {event.step:,}" if event.step else ""
         self.console.print(f"{event.examples:,} examples, {event.held_out:,} held out, "
-                           f"{event.epochs} epochs of {event.steps_per_epoch} steps{going}")
+                           f"{_several(event.epochs, 'epoch')} of "
+                           f"{_several(event.steps_per_epoch, 'step')}{going}")
         if self.live:
             self.progress.start()
             self.task = self.progress.add_task("", total=event.steps, completed=event.step,
@@ -150,7 +157,7 @@ class TrainingView:
             return
         figures = [f"loss {event.loss:.4f}", *(f"{name} {value:.2%}" if name != "loss" else ""
                                                for name, value in event.metrics.items()),
-                   f"{event.per_second:,.0f} images/s"]
+                   f"{event.per_second:,.0f}/s"]
         self.progress.update(self.task, completed=event.step, epoch=event.epoch,
                              figures="  ".join(filter(None, figures)))
 
@@ -165,14 +172,19 @@ class TrainingView:
     def close(self) -> None:
         """Give the terminal back, also after an error."""
         self.status.stop()
-        self.progress.stop()
+        if self.progress.live.is_started:
+            self.progress.stop()
 
     def _finished(self, event: Finished) -> None:
-        if self.live:
+        if self.progress.live.is_started:
             self.progress.stop()
         if event.interrupted:
             self.console.print(f"interrupted by {event.interrupted} at step {event.step:,}; "
                                "go on with --resume")
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _figure(name: str, value: float) -> str:

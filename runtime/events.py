@@ -10,6 +10,13 @@ from lamina.runtime.job import Job
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """Data and folder are in order; runners are made next, which may take a while."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A run starts or goes on from `step`."""
 
@@ -78,5 +85,5 @@ class Finished:
     interrupted: str
 
 
-Event = Started | StepDone | EpochDone | Saved | Warned | Finished
+Event = Checked | Started | StepDone | EpochDone | Saved | Warned | Finished
 Callback = Callable[[Event], None]

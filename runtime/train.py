@@ -23,6 +23,7 @@ from lamina.runtime.checkpoint import (
     BEST,
     LAST,
     PREVIOUS,
+    Checkpoint,
     CheckpointError,
     State,
     all_finite,
@@ -36,6 +37,7 @@ from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import reason, show
 from lamina.runtime.events import (
     Callback,
+    Checked,
     EpochDone,
     Event,
     Finished,
@@ -52,6 +54,7 @@ from lamina.runtime.session import Runner, Session, give
 __all__ = [
     "CODES",
     "Callback",
+    "Checked",
     "EpochDone",
     "Event",
     "Finished",
@@ -96,7 +99,7 @@ class Result:
 def train(
     job: Job,
     step_runner: Callable[[int], Runner],
-    eval_runner: Runner | None,
+    eval_runner: Callable[[], Runner] | None,
     initial_params: Mapping[str, np.ndarray],
     out: Path,
     resume: bool = False,
@@ -106,20 +109,24 @@ def train(
 ) -> Result:
     """Run a job to its end, or until SIGINT or SIGTERM, which save and return.
 
-    `step_runner` gives the training runner of a phase by its index. `out` takes checkpoints and
+    `step_runner` makes the training runner of a phase by its index, `eval_runner` the one for
+    held-out data; both are called when data and folder are known to be in order, and until they
+    are made a signal acts as usual: there is nothing to save yet. `out` takes checkpoints and
     the log. `resume` goes on from the last checkpoint there, if there is one; without it a folder
     that holds a run is refused unless `overwrite`.
 
     Raises TrainError (E650 to E653), DataError, CheckpointError; what was saved is kept.
     """
     check_job(job)
-    with _locked(out), _signals() as caught:
-        run = _Run(job, step_runner, eval_runner, initial_params, out, report, saving, caught)
-        run.start(resume, overwrite)
-        try:
-            return run.go()
-        finally:
-            run.log.close()
+    with _locked(out):
+        run = _Run(job, step_runner, initial_params, out, report, saving)
+        run.prepare(eval_runner, resume, overwrite)
+        with _signals() as run.caught:
+            run.begin()
+            try:
+                return run.go()
+            finally:
+                run.log.close()
 
 
 def evaluate(
@@ -175,15 +182,16 @@ class _Progress:
 
 
 class _Run:
-    """One run of a job; `start`, then `go`."""
+    """One run of a job; `prepare`, `begin`, then `go`."""
 
     log: Log
 
-    def __init__(self, job, step_runner, eval_runner, initial, out, report, saving, caught):
+    def __init__(self, job, step_runner, initial, out, report, saving):
         self.job, self.out, self.report, self.saving = job, out, report, saving
-        self.caught: dict[str, str] = caught
+        self.caught: dict[str, str] = {}
         self.step_runner: Callable[[int], Runner] = step_runner
-        self.eval_runner: Runner | None = eval_runner
+        self.eval_runner: Runner | None = None
+        self.eval_params: dict[str, np.ndarray] = {}
         self.session = Session(initial)
         self.batches = self._open(job.train, drop_last=True)
         self.data = self.batches.dataset
@@ -192,7 +200,6 @@ class _Run:
         self.valid_plan = feed(self.valid.dataset, job.inputs) if self.valid else ()
         if self.valid:
             require_classes(self.valid.dataset, self.data.classes)
-        self.eval_params = eval_runner.get_params() if eval_runner else {}
         self.ends = np.cumsum([phase.epochs for phase in job.phases]).tolist()
         self.steps = self.ends[-1] * len(self.batches)
         self.at = _Progress()
@@ -202,18 +209,30 @@ class _Run:
         self.tick = 0.0  # smoothed seconds per step
         self.saved_step = -1
 
-    def start(self, resume: bool, overwrite: bool) -> None:
-        """Take up the last checkpoint, or begin; write the first checkpoint."""
+    def prepare(self, eval_runner: Callable[[], Runner] | None, resume: bool,
+                overwrite: bool) -> None:
+        """Take up the last checkpoint, or the initial weights; make the runners."""
         held = any((self.out / name).exists() for name in (LAST, PREVIOUS))
         if held and not resume and not overwrite:
             raise TrainError("E651", f"{show(self.out)} already holds a run",
                              "resume it, or choose another folder")
-        going_on = held and resume
-        if going_on:
-            self._restore()
+        found = self._last() if held and resume else None
+        if resume and not held:
+            self.report(Warned(f"{show(self.out)} holds no run to go on with: starting afresh"))
+        self.report(Checked(self.job))
+        if eval_runner is not None:
+            self.eval_runner = eval_runner()
+            self.eval_params = self.eval_runner.get_params()
+        if found is not None:
+            self._restore(found)
         else:
-            _remove_checkpoints(self.out)
             self._enter_phase(0)
+
+    def begin(self) -> None:
+        """Open the log; write the first checkpoint of a new run."""
+        going_on = self.saved_step >= 0
+        if not going_on:
+            _remove_checkpoints(self.out)
         self.log = Log(self.out, self.at.step, self.at.epoch)
         held_out = len(self.valid.dataset) if self.valid else 0
         self.report(Started(self.job, self.steps, len(self.batches), self.ends[-1],
@@ -340,7 +359,8 @@ class _Run:
         phase, count = self.job.phases[self.at.phase], len(self.batches)
         self.schedule = make_schedule(phase.schedule, phase.lr, phase.epochs * count, count)
 
-    def _restore(self) -> None:
+    def _last(self) -> Checkpoint:
+        """The last checkpoint, which must be of this job and its data."""
         found = load_last(self.out)
         state = found.state
         if found.warning:
@@ -357,6 +377,10 @@ class _Run:
                 f"{show(found.path)} was written, {len(self.data):,} now",
                 "go on with the same data, or start afresh in another folder",
             )
+        return found
+
+    def _restore(self, found: Checkpoint) -> None:
+        state = found.state
         names = _Progress.__slots__
         self.at = _Progress(**{name: getattr(state, name) for name in names if name != "sums"},
                             sums=dict(state.sums))

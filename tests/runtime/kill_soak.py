@@ -34,7 +34,8 @@ SAVING = Saving(seconds=0, steps=3, log_steps=5)
 
 def run(out: Path) -> None:
     """One process's work: train, going on from whatever is there."""
-    train(toy.job((2, 1)), lambda phase: toy.Toy(), toy.Toy(trains=False), toy.initial(), out,
+    train(toy.job((2, 1)), lambda phase: toy.Toy(), lambda: toy.Toy(trains=False),
+          toy.initial(), out,
           resume=True, saving=SAVING)
 
 
