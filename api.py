@@ -346,4 +346,4 @@ def _pipeline(recipe: recipes.Recipe, name: str) -> tuple[DataStage, ...]:
 
 
 def _data_stage(call: recipes.Call) -> DataStage:
-    return DataStage(call.name, call.args, call.kwargs, call.span.line)
+    return DataStage(call.name, call.args, call.kwargs, call.line)

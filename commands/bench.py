@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from lamina.api import Net, Runner, initial_values, make_runner, parse_expression
+from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 from lamina.compiler.frontend.build import Objective
-from lamina.compiler.inspect.cost import summarize
+from lamina.compiler.inspect.cost import batch_size, summarize
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import substitute, symbols_of
@@ -18,19 +19,21 @@ from lamina.compiler.options import Options
 from lamina.compiler.transform.training import Rule, training_step
 from lamina.runtime.cpu.executor import Executor
 
+BATCH = 64
 GEMM_SIZE = 1024
 MEGA = 1 << 20
 
 
-def bench(net: Net, graph: Graph | None, mode: str, batch: int, steps: int, options: Options
-          ) -> dict[str, Any]:
-    """Times of `steps` runs, and what the machine can do.
+def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: int,
+          options: Options) -> dict[str, Any]:
+    """Times of `steps` runs, and what the machine can do. Raises CompileError for two batches.
 
-    `graph` is the training step for mode "train". Times are in seconds, memory in MiB, rates in
-    10^9 floating-point operations a second (2 for each multiply-accumulate; a training step counts
-    3 times a forward pass).
+    `batch` None: that of the given sizes, or 64. `graph` is the training step for mode "train".
+    Times are in seconds, memory in MiB, rates in 10^9 floating-point operations a second (2 for
+    each multiply-accumulate; a training step counts 3 times a forward pass).
     """
     forward = net.graph
+    batch = _batch(forward, batch)
     start = time.perf_counter()
     program = graph if mode == "train" and graph is not None else forward
     runner = make_runner(program, options)
@@ -52,6 +55,19 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int, steps: int, opti
         "arena_mb": _arena(runner, program, batch), "gflops": float(flops) / median / 1e9,
         "gemm_gflops": gemm_rate(options) if options.target == "cpu" else None,
     }
+
+
+def _batch(graph: Graph, asked: int | None) -> int:
+    """The number of examples of a run, which --input may have fixed."""
+    fixed = batch_size(graph)
+    if not isinstance(fixed, int):
+        return asked or BATCH
+    if asked not in (None, fixed):
+        text = f"--batch {asked}"
+        raise CompileError(Diagnostic("E417", f"the model's batch is {fixed}, not {asked}",
+                                      Span(Source("the command line", text), 0, len(text)),
+                                      help="leave --batch out"))
+    return fixed
 
 
 def plain_training_step(net: Net) -> Graph:

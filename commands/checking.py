@@ -6,10 +6,15 @@ import re
 from importlib import resources
 from typing import Any
 
-from lamina.compiler.errors import CompileError, Diagnostic, Sink
+from lamina.compiler.errors import CompileError, Diagnostic, Sink, Span
 from lamina.compiler.frontend.build import build
 from lamina.compiler.frontend.library import Module, find_file, load_path
-from lamina.compiler.frontend.recipe import read_recipe
+from lamina.compiler.frontend.recipe import Call, frozen_keys, read_recipe
+from lamina.compiler.transform.training import trainable
+from lamina.runtime.data.dataset import check_stages
+from lamina.runtime.data.stage import Stage
+from lamina.runtime.errors import Failure
+from lamina.runtime.schedule import check_schedule
 
 
 def check_file(name: str) -> list[Diagnostic]:
@@ -32,8 +37,36 @@ def check_file(name: str) -> list[Diagnostic]:
 
 
 def _check_recipe(module: Module, recipe: Any) -> None:
+    """Everything about a recipe that can be told without its files."""
     read = read_recipe(module, recipe)
-    build(module, read.model, read.call, training=True, objective=read.objective)
+    graph = build(module, read.model, read.call, training=True, objective=read.objective).graph
+    sink = Sink()
+    frozen_keys([rule for phase in read.phases for rule in phase.rules], trainable(graph), sink)
+    sink.raise_if_any()
+    try:
+        for calls in read.data.values():
+            check_stages([_stage(call) for call in calls])
+        for phase in read.phases:
+            if phase.schedule is not None:
+                check_schedule(_stage(phase.schedule))
+    except Failure as error:
+        raise CompileError(Diagnostic(error.code, error.message, _line_of(recipe, error.line),
+                                      help=error.help or None)) from None
+
+
+def _stage(call: Call) -> Stage:
+    return Stage(call.name, call.args, call.kwargs, call.line)
+
+
+def _line_of(recipe: Any, line: int) -> Span:
+    """The text of a line of the recipe's file; its name where no line is known."""
+    source = recipe.name.span.source
+    if not line:
+        return recipe.name.span
+    start, end = source.line_bounds(line)
+    while start < end and source.text[start].isspace():
+        start += 1
+    return Span(source, start, end)
 
 
 def _collect(sink: Sink, seen: set[tuple], action: Any) -> None:

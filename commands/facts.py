@@ -58,11 +58,22 @@ def diagnosis(options: Options) -> dict[str, Any]:
     return {
         "lamina": version(), "python": platform.python_version(), "system": platform.platform(),
         **{name: _version(name) for name in LIBRARIES},
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "vector width": f"{vector_width()} floats",
         "threads": options.threads or len(os.sched_getaffinity(0)),
         **{f"cache {key}": value for key, value in cache_facts(options).items()},
     }
+
+
+def processor_name() -> str:
+    """The processor's model where the system tells it, else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines()
+             if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lamina.commands.bench import example_sizes
-from lamina.compiler.frontend.library import find_file
+from lamina.compiler.frontend.library import find_file, read_model
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.text import format_graph
 from lamina.compiler.lower.program import lower
 from lamina.compiler.syntax import ast
-from lamina.compiler.syntax.parse import parse, read_source
+from lamina.compiler.syntax.parse import parse
 from lamina.compiler.transform.fuse import partition
 from lamina.compiler.transform.pipeline import PASSES, run_passes
 from lamina.runtime.cpu.host import vector_width
@@ -52,7 +52,7 @@ def _refusals(graph: Graph) -> str:
 
 def show_ast(file: str) -> str:
     """The syntax tree of a file, one construct a line with its source line."""
-    tree = parse(read_source(find_file(file)))
+    tree = parse(read_model(find_file(file)))
     return "\n".join(_tree(tree, 0))
 
 

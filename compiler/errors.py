@@ -367,6 +367,8 @@ def _excerpt(
     place = f"{' ' * gutter}{arrow} {clean(source.name)}:{span.line}:{span.column}"
     if index == 0 and diagnostic.path:
         place = f"{place:<49} in {clean(diagnostic.path)}"
+    if not source.text:
+        return [place.replace(":1:1", "", 1)]  # a file that cannot be read has no lines
     bar = paint("gutter", " " * gutter + " |")
     out = [place, bar]
     previous = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 
 TARGETS = ("cpu", "numpy")
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,10 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Options:
     values = os.environ if environment is None else environment
     folder = values.get("LAMINA_CACHE")
     text = values.get("LAMINA_THREADS")
-    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
+    if text and not (text.isascii() and text.isdigit() and len(text) < 9 and
+                     0 < int(text) <= MAX_THREADS):
         source = Source("<environment>", f"LAMINA_THREADS={text}")
-        raise CompileError(Diagnostic("E416", f"LAMINA_THREADS must be a number of at least 1, "
-                                      f"not {text!r}", Span(source, 0, len(source.text))))
+        raise CompileError(Diagnostic("E416", f"LAMINA_THREADS must be a whole number from 1 to "
+                                      f"{MAX_THREADS}, not {text!r}", Span(source, 0, len(source.text))))
     return Options(threads=int(text) if text else None,
                    cache_folder=Path(folder) if folder else None)

@@ -149,10 +149,9 @@ def test_labels_on_other_lines_and_in_other_files():
         ("\tx = y", "y", "    x = y", "        ^"),
         ("a = \u4f60\u597d + b", "b", "a = \u4f60\u597d + b", "           ^"),
         ("a\u202e\x00 b", "b", "a\\u{202e}\\u{0} b", "               ^"),
-        ("", "", "", "^"),
         ("ab\n", "\n", "ab", "  ^"),
     ],
-    ids=["tab", "wide", "control", "empty file", "end of line"],
+    ids=["tab", "wide", "control", "end of line"],
 )
 def test_odd_characters(text, word, excerpt, marks):
     source = Source("t", text)
@@ -209,3 +208,9 @@ def test_suggest():
     assert suggest("Relu", ["relu", "gelu"]) == "relu"
     assert suggest("xyz", ["input", "output"]) is None
     assert suggest("x" * 10_000, ["input"]) is None
+
+
+def test_a_file_without_text_has_no_excerpt():
+    # A missing file has no line to show: the place is its name.
+    shown = render(Diagnostic("E118", "cannot read the file", Span(Source("m.lam", ""), 0, 0)))
+    assert shown == "error[E118]: cannot read the file\n --> m.lam"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -251,7 +252,22 @@ def load_text(text: str, name: str = "<text>", folder: Path | None = None) -> Mo
 
 def load_path(path: Path) -> Module:
     """The module of a file. Raises CompileError for what cannot be read or does not parse."""
-    return Module(parse(read_source(path)), path.parent)
+    return Module(parse(read_model(path)), path.parent)
+
+
+def read_model(path: Path) -> Source:
+    """The text of a file that a user named. Raises CompileError; its help lists what there is."""
+    try:
+        return read_source(path)
+    except CompileError as error:
+        if _exists(path):
+            raise
+        beside = [file.name for file in Path().glob("*.lam")]
+        zoo = zoo_models()
+        known = beside if path.suffix else [*beside, *zoo]
+        help = did_you_mean(str(path), known) or \
+            f"give a path, or a name of the zoo: {', '.join(zoo[:12])}"
+        raise CompileError(*(replace(d, help=help) for d in error.diagnostics)) from None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -17,7 +18,7 @@ from lamina.compiler.ops.optim import OPTIMIZERS
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.parse import parse
 
-SCHEDULES = ("constant", "cosine", "linear", "steps")
+SCHEDULES = ("constant", "cosine", "linear", "step")
 SETTINGS = ("loss", "optimizer", "schedule", "batch", "epochs", "seed", "keep", "clip")
 PHASE_SETTINGS = ("optimizer", "schedule", "epochs")
 RULE_SETTINGS = frozenset(name for rule in OPTIMIZERS.values() for name in rule.attrs)
@@ -37,6 +38,11 @@ class Call:
     def settings(self) -> dict[str, Any]:
         """The keyword arguments by name."""
         return dict(self.kwargs)
+
+    @property
+    def line(self) -> int:
+        """The line of the file that it stands in; 0 if it comes from the command line."""
+        return 0 if self.span.source.name == COMMAND_LINE else self.span.line
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,10 +328,14 @@ class _Reader:
                        did_you_mean(name, known) or f"settings: {', '.join(known)}")
         elif name == "betas":
             if not (isinstance(value, (list, tuple)) and len(value) == 2 and
-                    all(map(_is_number, value))):
-                self.error("E503", f"`betas` must be two numbers, not {describe(value)}", span)
+                    all(_is_number(beta) and 0 <= beta < 1 for beta in value)):
+                self.error("E503", "`betas` must be two numbers from 0 to below 1, not "
+                           f"{describe(value)}", span)
         elif not isinstance(value, (int, float)):
             self.error("E503", f"`{name}` must be a number, not {describe(value)}", span)
+        elif not 0 <= value < math.inf:
+            self.error("E503", f"`{name}` must be at least 0 and finite, not "
+                       f"{describe(value)}", span)
 
     def _schedule(self, item: ast.Setting | None) -> Call | None:
         if item is None:
