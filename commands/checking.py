@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -43,30 +44,27 @@ def _check_recipe(module: Module, recipe: Any) -> None:
     sink = Sink()
     frozen_keys([rule for phase in read.phases for rule in phase.rules], trainable(graph), sink)
     sink.raise_if_any()
+    for calls in read.data.values():
+        stages = [_stage(call) for call in calls]
+        for count, call in enumerate(calls, 1):
+            _located(call.span, lambda given=stages[:count]: check_stages(given))
+    for phase in read.phases:
+        if phase.schedule is not None:
+            schedule = _stage(phase.schedule)
+            _located(phase.schedule.span, lambda given=schedule: check_schedule(given))
+
+
+def _located(span: Span, check: Callable[[], object]) -> None:
+    """Turn a Failure into a diagnostic at its place."""
     try:
-        for calls in read.data.values():
-            check_stages([_stage(call) for call in calls])
-        for phase in read.phases:
-            if phase.schedule is not None:
-                check_schedule(_stage(phase.schedule))
+        check()
     except Failure as error:
-        raise CompileError(Diagnostic(error.code, error.message, _line_of(recipe, error.line),
+        raise CompileError(Diagnostic(error.code, error.message, span,
                                       help=error.help or None)) from None
 
 
 def _stage(call: Call) -> Stage:
     return Stage(call.name, call.args, call.kwargs, call.line)
-
-
-def _line_of(recipe: Any, line: int) -> Span:
-    """The text of a line of the recipe's file; its name where no line is known."""
-    source = recipe.name.span.source
-    if not line:
-        return recipe.name.span
-    start, end = source.line_bounds(line)
-    while start < end and source.text[start].isspace():
-        start += 1
-    return Span(source, start, end)
 
 
 def _collect(sink: Sink, seen: set[tuple], action: Any) -> None:

@@ -55,22 +55,40 @@ def _field_json(field: Field | None) -> dict[str, Any] | None:
 
 def print_summary(summary: Summary) -> None:
     """The layer table with its totals."""
-    table = Table(title=escape(summary.model), title_justify="left", box=None, pad_edge=False)
-    for name, justify in (("layer", "left"), ("op", "left"), ("output", "left"),
-                          ("parameters", "right"), ("MACs", "right"), ("field", "right"),
-                          ("line", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in summary.layers:
-        shape = ", ".join(str(size) for size in row.out.shape)
-        table.add_row(escape(row.path), escape(row.op), escape(f"[{shape}]"),
-                      f"{row.parameters:,}" if row.parameters else "",
-                      count_text(row.macs) if row.macs != 0 else "", field_text(row.field),
-                      str(row.line or ""))
-    _console().print(table)
+    console = _console()
+    for hidden in ((), ("op",), ("op", "line"), ("op", "line", "field")):
+        table = _layer_table(summary, hidden)
+        if console.measure(table).maximum <= console.width:
+            break
+    console.print(table)
     buffers = f" and {summary.buffers:,} running statistics" if summary.buffers else ""
-    _console().print(f"{summary.parameters:,} parameters{buffers}, "
-                     f"{escape(count_text(summary.macs))} multiply-accumulates per example "
-                     "(1 MAC = 2 FLOPs)", highlight=False)
+    console.print(f"{summary.parameters:,} parameters{buffers}, "
+                  f"{escape(count_text(summary.macs))} multiply-accumulates per example "
+                  "(1 MAC = 2 FLOPs)", highlight=False)
+
+
+COLUMNS = {"layer": "left", "op": "left", "output": "left", "parameters": "right",
+           "MACs": "right", "field": "right", "line": "right"}
+
+
+def _layer_table(summary: Summary, hidden: tuple[str, ...]) -> Table:
+    """The layer table without some columns, for a narrow terminal."""
+    table = Table(title=escape(summary.model), title_justify="left", box=None, pad_edge=False)
+    for name, justify in COLUMNS.items():
+        if name not in hidden:
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in summary.layers:
+        cells = dict(zip(COLUMNS, _cells(row), strict=True))
+        table.add_row(*(text for name, text in cells.items() if name not in hidden))
+    return table
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    shape = ", ".join(str(size) for size in row.out.shape)
+    return (escape(row.path), escape(row.op), escape(f"[{shape}]"),
+            f"{row.parameters:,}" if row.parameters else "",
+            count_text(row.macs) if row.macs != 0 else "", field_text(row.field),
+            str(row.line or ""))
 
 
 def field_text(field: Field | None) -> str:
@@ -162,12 +180,12 @@ class TrainingView:
                              figures="  ".join(filter(None, figures)))
 
     def _epoch(self, event: EpochDone) -> None:
-        shown = event.valid or event.train
+        shown = event.valid or {k: v for k, v in event.train.items() if k != "loss"}
         text = "  ".join(_figure(name, value) for name, value in shown.items())
-        speed = f"{event.seconds:6.1f} s"
-        best = "  best so far" if event.best else ""
+        what = "held-out " if event.valid else ""
+        best = "  best" if event.best else ""
         self.console.print(f"epoch {event.epoch:3d}  train loss {event.train['loss']:.4f}  "
-                           f"held out: {text}  {speed}{best}")
+                           f"{what}{text}  {event.seconds:.1f} s{best}")
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""

@@ -119,11 +119,17 @@ def decode(path: Path, size: int | tuple[int, int] | None, channels: int) -> np.
     except Exception as error:  # Pillow's decoders raise whatever comes to hand
         raise DataError(
             "E604",
-            f"{show(path)} is not a sound picture ({show(error) or type(error).__name__})",
-            "remove or replace the file, or write skip_corrupt=true to leave such files out",
+            f"{show(path)} is not a sound picture ({_why(error)})",
+            "remove or replace the file; `images(..., skip_corrupt=true)` leaves such files out",
         ) from None
     planes = array[None] if channels == 1 else array.transpose(2, 0, 1)
     return np.ascontiguousarray(planes)
+
+
+def _why(error: Exception) -> str:
+    if type(error).__name__ == "UnidentifiedImageError":  # its text shows a Python object
+        return "no known picture format"
+    return show(error) or type(error).__name__
 
 
 def _target(size: int | tuple[int, int], width: int, height: int) -> tuple[int, int]:
