@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import static
@@ -171,5 +171,5 @@ class Calls(Base):
                               spans if len(spans) == len(operands) else None)
 
 
-def _is_quotient(expr: Any) -> bool:
+def _is_quotient(expr: Any) -> TypeGuard[ast.Binary]:
     return isinstance(expr, ast.Binary) and expr.op == "/"

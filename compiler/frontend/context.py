@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +114,7 @@ class Context:
         return Var(self.m, tensor.value)
 
     def apply(self, op: Op, operands: list[Any], attrs: dict[str, Any], span: Span,
-              instance: Instance, spans: list[Span | None] | None = None) -> Any:
+              instance: Instance, spans: Sequence[Span | None] | None = None) -> Any:
         """Apply an operator; its refusal becomes a diagnostic at `span`."""
         if any(operand is BROKEN for operand in operands) or BROKEN in attrs.values():
             return BROKEN
@@ -131,7 +131,7 @@ class Context:
                                           [x for x in operands if isinstance(x, Tensor)]))
 
     def refused(self, error: OpError, op: Op, operands: list[Any], span: Span,
-                instance: Instance, spans: list[Span | None]) -> Any:
+                instance: Instance, spans: Sequence[Span | None]) -> Any:
         """The diagnostic of an operator's refusal."""
         about_type = error.code in ("E204", "E205")
         labels = [Label(place, str(x.type) if about_type else shape_text(x.shape))

@@ -289,8 +289,9 @@ class Expressions(Base):
     def _mend(self, expr: ast.Binary, left: Tensor, right: Tensor,
               clash: tuple[int, int]) -> str | None:
         """The edit to suggest when a conditional passes a value on unchanged."""
-        names = [x.origins[axis].name if x.origins and x.origins[axis] else ""
-                 for x, axis in ((left, clash[0]), (right, clash[1]))]
+        origins = [x.origins[axis] if x.origins else None
+                   for x, axis in ((left, clash[0]), (right, clash[1]))]
+        names = [origin.name if origin else "" for origin in origins]
         for side in (expr.right, expr.left):
             binding = self.scope.find(side.id) if isinstance(side, ast.Name) else None
             choice = binding.expression if binding else None

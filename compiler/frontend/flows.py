@@ -233,8 +233,9 @@ class Flows(Calls):
         for item in items:
             values = item if len(body.targets) > 1 else (item,)
             if not isinstance(values, (tuple, list)) or len(values) != len(body.targets):
-                return self.error("E407", f"{len(body.targets)} names for {describe(item)}",
-                                  body.targets[0].span.to(body.targets[-1].span))
+                spans = [target.span for target in body.targets]
+                return self.error("E407", f"{len(spans)} names for {describe(item)}",
+                                  spans[0].to(spans[-1]))
             rounds.append({t.id: Binding(v, t.span, "local")
                            for t, v in zip(body.targets, values, strict=True)})
         return rounds

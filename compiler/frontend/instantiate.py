@@ -221,10 +221,10 @@ def _fact(scope: Scope, name: str) -> list[Note]:
 
 def _assign(body: Body, statement: ast.Assign) -> None:
     value = body.ev.eval(statement.value)
-    if len(statement.targets) > 1:
+    name, *others = statement.targets
+    if others:
         _unpack(body, statement, value)
         return
-    name = statement.targets[0]
     if isinstance(statement.annotation, ast.TensorType):
         value = _annotated(body, statement.annotation, value, f"`{name.id}`", statement.value.span)
     if name.id in body.buffers:

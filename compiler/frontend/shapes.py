@@ -49,7 +49,8 @@ def _is_zero(expr: ast.Expr) -> bool:
     return isinstance(expr, ast.Number) and expr.value == 0
 
 
-def declared_shape(ev: Any, annotation: ast.TensorType, multiples: dict[str, int]):
+def declared_shape(ev: Any, annotation: ast.TensorType, multiples: dict[str, int]
+                   ) -> tuple[Any, tuple[Origin | None, ...]]:
     """The shape of a model's input: numbers, sizes, and fresh symbols; or BROKEN."""
     shape: list[Dim] = []
     origins: list[Origin | None] = []
@@ -178,7 +179,7 @@ def _solve(ev: Any, dim: ast.Dim, bound: Binding) -> Any:
     return actual
 
 
-def _solve_linear(ev: Any, expr: ast.Expr, name: str, actual: Dim) -> Dim | None:
+def _solve_linear(ev: Any, expr: Any, name: str, actual: Dim) -> Dim | None:
     probe = Scope(ev.scope, {name: Binding(symbol(UNSOLVED), None, "dim")})
     value = ev.inside(probe).size(expr)
     if not isinstance(value, Expression):

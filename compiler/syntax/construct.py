@@ -81,6 +81,7 @@ class Construct:
     def const(self, children):
         """`const NAME = value`."""
         note, value = _after(children, ":"), _after(children, "=")
+        assert value is not None  # the grammar has it
         return ast.Const(self._name(children[1]), note, value, self._span(children))
 
     def import_(self, children):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import rewrite
+from lamina.compiler.ir.types import Dim
 from lamina.compiler.ops.define import GraphMath, Var
 
 Rule = Callable[[GraphMath, Node, tuple[Var, ...]], Var | None]
@@ -103,7 +104,7 @@ def drop_broadcast_operand(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var
 
 def _broadcast_shape(xs: tuple[Var, ...]):
     rank = max(len(x.shape) for x in xs)
-    shape = [1] * rank
+    shape: list[Dim] = [1] * rank
     for x in xs:
         for offset, dim in enumerate(reversed(x.shape), start=1):
             shape[rank - offset] = dim if shape[rank - offset] == 1 else shape[rank - offset]
