@@ -14,4 +14,5 @@ def __getattr__(name: str):
     """The public names, imported when first used: a kernel builder needs none of them."""
     if name not in __all__:
         raise AttributeError(f"module 'lamina' has no attribute {name!r}")
-    return getattr(import_module("lamina.api"), name)
+    home = "lamina.compiler.errors" if name == "CompileError" else "lamina.api"
+    return getattr(import_module(home), name)

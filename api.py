@@ -33,7 +33,6 @@ from lamina.compiler.ops.initial import initialize
 from lamina.compiler.options import TARGETS, Options, from_environment
 from lamina.compiler.reference import Interpreter
 from lamina.compiler.syntax import ast
-from lamina.compiler.syntax.parse import parse
 from lamina.compiler.transform.autodiff import add_gradients
 from lamina.compiler.transform.pipeline import Stage, run_passes
 from lamina.compiler.transform.training import Rule, trainable, training_step
@@ -54,7 +53,9 @@ def load(path: str | Path) -> File:
 
 
 def loads(text: str) -> File:
-    """The models of a source text. Raises CompileError."""
+    """The models of a source text. Raises CompileError; TypeError for what is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a model is a text, not {type(text).__name__}")
     return File(load_text(text))
 
 
@@ -114,6 +115,7 @@ class File:
         def make(**settings: Any) -> Net:
             return self.model(name, **settings)
 
+        make.__name__ = make.__qualname__ = name
         return make
 
     def __dir__(self) -> list[str]:
@@ -194,10 +196,7 @@ class Net:
 
 def parse_expression(text: str) -> Any:
     """The syntax tree of an expression. Raises CompileError."""
-    file = parse(Source("<expression>", f"const given = {text}"))
-    declaration = file.declarations[0]
-    assert isinstance(declaration, ast.Const)
-    return declaration.value
+    return recipes.parse_within(text, Source("<expression>", text))
 
 
 def initial_values(graph: Graph, seed: int) -> dict[str, np.ndarray]:
@@ -212,6 +211,8 @@ def initial_values(graph: Graph, seed: int) -> dict[str, np.ndarray]:
 
 def _options(target: str, threads: int | None) -> Options:
     options = from_environment()
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
     return replace(options, target=target, threads=threads or options.threads)
 
 
@@ -225,10 +226,37 @@ class Run:
 
     def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any) -> dict[str, np.ndarray]:
         """Outputs by name. Raises ValueError or KeyError for what does not fit."""
-        self.runner.set_params({key: weights[key] for key in self.graph.params})
+        _require_weights(self.graph, weights)
         typed = {name: np.asarray(value) for name, value in inputs.items()}
+        _require_inputs(self.graph, typed)
+        self.runner.set_params({key: weights[key] for key in self.graph.params})
         outputs = self.runner.run(typed)
         return {name: value for name, value in outputs.items() if not name.startswith("update:")}
+
+
+def _require_weights(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
+    missing = [key for key in graph.params if key not in weights]
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise KeyError(f"weights are missing: {', '.join(missing[:4])}{more}")
+
+
+def _require_inputs(graph: Graph, inputs: Mapping[str, np.ndarray]) -> None:
+    """KeyError for a missing or unknown input, ValueError for the wrong kind of number."""
+    for name in inputs:
+        if name not in graph.inputs:
+            raise KeyError(f"no input is named {name!r}; inputs: {', '.join(graph.inputs)}")
+    for name, value in graph.inputs.items():
+        type = graph.type(value)
+        if name not in inputs:
+            how = ": random numbers need a seed, rng=np.array([seed, step], np.int32)" \
+                if name == "rng" else ""
+            raise KeyError(f"input {name!r}, {type}, is missing{how}")
+        kind = "f" if type.dtype.startswith("f") else "biu"
+        if inputs[name].dtype.kind not in kind:
+            wanted = "float32" if kind == "f" else "int32"
+            raise ValueError(f"input {name!r} must be {wanted}, not {inputs[name].dtype}; "
+                             f"convert it: np.asarray({name}, np.{wanted})")
 
 
 class Gradient(Run):

@@ -440,17 +440,21 @@ def parse_value(name: str, text: str) -> Any:
     written = text
     if re.fullmatch(r"(?:[A-Za-z_/~]|\.\.?/)[\w./~-]*", text) and re.search(r"[./~-]", text):
         written = literal(text)
+    return parse_within(written, Source(COMMAND_LINE, f"{name}={text}"), len(name) + 1)
+
+
+def parse_within(text: str, shown: Source, at: int = 0) -> Any:
+    """The expression `text`, its spans from offset `at` of `shown`. Raises CompileError."""
     head = "const given = "
-    shown = Source(COMMAND_LINE, f"{name}={text}")
-    shift = len(name) + 1 - len(head)
+    shift = at - len(head)
     try:
-        file = parse(Source("<given>", head + written))
+        file = parse(Source("<given>", head + text))
     except CompileError as error:
         raise CompileError(*(_moved(d, shown, shift) for d in error.diagnostics)) from None
     declaration = file.declarations[0]
     if len(file.declarations) != 1 or not isinstance(declaration, ast.Const):
         raise CompileError(Diagnostic("E503", f"`{text}` is not one value",
-                                      Span(shown, len(name) + 1, len(shown.text))))
+                                      Span(shown, at, len(shown.text))))
     return _moved(declaration.value, shown, shift)
 
 
