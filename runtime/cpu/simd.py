@@ -21,6 +21,7 @@ Kernel texts import names from here and nothing else:
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
+    split(units, panels, tid, nthreads)         a thread's part of the work
     call_kernel, barrier, ticks                 for the table walker alone
 """
 
@@ -45,7 +46,7 @@ from lamina.runtime.cpu.emit import (
     power_of_two,
 )
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -713,6 +714,32 @@ move_1_4, move_2_4, fill_1_4, fill_2_4 = _mover(1, 4), _mover(2, 4), _filler(1, 
 move_1_8, move_2_8, fill_1_8, fill_2_8 = _mover(1, 8), _mover(2, 8), _filler(1, 8), _filler(2, 8)
 move_1_16, move_2_16 = _mover(1, 16), _mover(2, 16)
 fill_1_16, fill_2_16 = _filler(1, 16), _filler(2, 16)
+
+# --- the division of work -----------------------------------------------------------------------
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+def split(units, panels, tid, nthreads):
+    """This thread's part (first and last unit, first and last panel) of units x panels pieces.
+
+    Threads form the grid of ways * across whose largest share is smallest, rows first.
+    """
+    ways, least = 1, units * panels + 1
+    for candidate in range(1, nthreads + 1):
+        if nthreads % candidate == 0:
+            beside = nthreads // candidate
+            share = ((units + candidate - 1) // candidate) * ((panels + beside - 1) // beside)
+            if share <= least:
+                least, ways = share, candidate
+    across = nthreads // ways
+    row, column = tid // across, tid % across
+    return (
+        row * units // ways,
+        (row + 1) * units // ways,
+        column * panels // across,
+        (column + 1) * panels // across,
+    )
+
 
 # --- the table walker's needs ----------------------------------------------------------------
 

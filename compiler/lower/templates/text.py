@@ -20,7 +20,8 @@ NAMES = (
     "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8", "local_f32", "local_i64", "log",
     "log1p", "maximum", "minimum", "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4",
     "move_2_8", "philox_key", "philox_uniform", "plus", "pow", "rsqrt", "select", "sigmoid",
-    "sin", "sqrt", "tanh", "ticks", "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8",
+    "sin", "split", "sqrt", "tanh", "ticks", "tile_14x2_16", "tile_16x1_16",
+    "tile_6x2_4", "tile_6x2_8",
     "tile_8x1_4", "tile_8x1_8", "u8", "u8mem", "u8ptr",
 )
 # fmt: on
@@ -195,23 +196,9 @@ def _indented(lines: Iterable[str], indent: int) -> str:
     return "\n".join(" " * indent + line for line in lines)
 
 
-# Splits `units` x `panels` pieces over nthreads = ways * across threads: the grid whose largest
-# share is smallest, rows first. The pieces of this thread are u_lo..u_hi and p_lo..p_hi.
+# The pieces of this thread are u_lo..u_hi and p_lo..p_hi, out of `units` x `panels`.
 SPLIT = """
-    ways = i64(1)
-    least = units * panels + 1
-    for candidate in range(1, nthreads + 1):
-        if nthreads % candidate == 0:
-            beside = nthreads // candidate
-            share = ((units + candidate - 1) // candidate) * ((panels + beside - 1) // beside)
-            if share <= least:
-                least = share
-                ways = i64(candidate)
-    across = nthreads // ways
-    u_lo = (tid // across) * units // ways
-    u_hi = (tid // across + 1) * units // ways
-    p_lo = (tid % across) * panels // across
-    p_hi = (tid % across + 1) * panels // across
+    u_lo, u_hi, p_lo, p_hi = split(units, panels, tid, nthreads)
 """
 
 
