@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.errors import Sink, Source
 from lamina.compiler.frontend import recipe as recipes
 from lamina.compiler.frontend.build import Build, Objective, build, find_model, settings_call

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from lamina.commands import console
 from lamina.compiler.errors import CODES, CompileError, suggest
 from lamina.compiler.options import TARGETS, Options, from_environment, wants_color

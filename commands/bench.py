@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from lamina.api import Net, Runner, initial_values, make_runner, parse_expression
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 from lamina.compiler.frontend.build import Objective

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lamina.api import Training, make_runner
 from lamina.compiler.options import Options
 from lamina.compiler.syntax import ast

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
 from lamina.compiler.inspect.cost import LayerRow, Summary, count_text
 from lamina.compiler.inspect.receptive_field import Field
 from lamina.runtime.events import (
@@ -17,10 +22,6 @@ from lamina.runtime.events import (
     StepDone,
     Warned,
 )
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 REFRESH = 0.1  # seconds between redraws of the progress bar
 

@@ -39,7 +39,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Options:
     if text and not (text.isascii() and text.isdigit() and len(text) < 9 and
                      0 < int(text) <= MAX_THREADS):
         source = Source("<environment>", f"LAMINA_THREADS={text}")
-        raise CompileError(Diagnostic("E416", f"LAMINA_THREADS must be a whole number from 1 to "
-                                      f"{MAX_THREADS}, not {text!r}", Span(source, 0, len(source.text))))
+        message = f"LAMINA_THREADS must be a whole number from 1 to {MAX_THREADS}, not {text!r}"
+        raise CompileError(Diagnostic("E416", message, Span(source, 0, len(source.text))))
     return Options(threads=int(text) if text else None,
                    cache_folder=Path(folder) if folder else None)

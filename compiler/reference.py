@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import (
     NUMPY_TYPES,

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.numpy
+
 from lamina.runtime.errors import Failure, reason, show
 
 FORMAT = 1

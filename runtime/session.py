@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+
 from lamina.runtime.checkpoint import require_fit
 
 OPTIMIZER = "optimizer/"  # keys of optimizer state start with it

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+
 from lamina.runtime.checkpoint import (
     BEST,
     LAST,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from lamina.runtime.checkpoint import CheckpointError
 from lamina.runtime.errors import show
 

@@ -36,8 +36,8 @@ def imports(path):
 
 def test_import_contracts():
     # Sentences 1 to 3, as contracts over the whole import graph.
-    found = subprocess.run([sys.executable, "-c", "from importlinter.cli import lint_imports_command"
-                            "; lint_imports_command()"], cwd=ROOT, capture_output=True, text=True)
+    check = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    found = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr
 
 

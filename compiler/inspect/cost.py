@@ -42,14 +42,14 @@ class Summary:
 
 def summarize(graph: Graph) -> Summary:
     """The layer table of a built model: its leaf layers in order, and exact totals."""
-    expanded = _expanded(graph)
-    fields = receptive_fields(expanded)
-    macs = _macs_by_path(expanded)
+    whole = expanded(graph)
+    fields = receptive_fields(whole)
+    macs = _macs_by_path(whole)
     keys = {key: graph.node(value) for key, value in graph.params.items()}
     taken: set[str] = set()
     counted: set[str] = set()
     rows = []
-    results = {scope.path: scope.result for scope in expanded.scopes}
+    results = {scope.path: scope.result for scope in whole.scopes}
     seen: set[str] = set()
     for scope in graph.scopes:
         if not scope.leaf or scope.path in seen:
@@ -70,8 +70,8 @@ def summarize(graph: Graph) -> Summary:
                    sum(macs.values(), start=0))
 
 
-def _expanded(graph: Graph) -> Graph:
-    """Composites replaced by what they are made of."""
+def expanded(graph: Graph) -> Graph:
+    """The graph with its composites replaced by what they are made of."""
     def rule(builder, node, inputs):
         return expand(builder, node, inputs) if node.op.body else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lamina.compiler.ir.graph import Graph, Node
 from lamina.compiler.ir.types import shape_text
-from lamina.compiler.ops.conv import pair, padding_pairs
+from lamina.compiler.ops.conv import padding_pairs, pair
 
 AXES = ("height", "width")
 

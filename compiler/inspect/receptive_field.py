@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim
-from lamina.compiler.ops.conv import pair, padding_pairs
+from lamina.compiler.ops.conv import padding_pairs, pair
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.errors import Span
 from lamina.compiler.ir.attributes import check_attribute
 from lamina.compiler.ir.graph import Graph, Node, Scope, Value

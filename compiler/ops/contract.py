@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.ir.op import OpError
 from lamina.compiler.ir.types import FLOATS, Dim, TensorType, product, shape_text
 from lamina.compiler.ops.define import broadcast, primitive, same_dtype

@@ -6,6 +6,7 @@ As in all of the field this is correlation: the kernel is not flipped.
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import (
     FLOATS,

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy
+
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Value
 from lamina.compiler.ir.op import Op, OpError

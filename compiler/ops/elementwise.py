@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from lamina.compiler.ir.op import REQUIRED
 from lamina.compiler.ir.types import DTYPES, NUMPY_TYPES, TensorType
 from lamina.compiler.ops.define import (

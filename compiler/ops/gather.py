@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import FLOATS, TensorType, shape_text
 from lamina.compiler.ops.define import composite, primitive, same_dtype

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
+
 from lamina.compiler.ir.op import OpError
 
 Shape = tuple[int, ...]

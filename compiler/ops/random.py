@@ -7,6 +7,7 @@ Philox 2x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import TensorType, shape_text
 from lamina.compiler.ops.define import composite, primitive, same_dtype

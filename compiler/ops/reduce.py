@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.ir.op import REQUIRED
 from lamina.compiler.ir.types import TensorType
 from lamina.compiler.ops.define import (

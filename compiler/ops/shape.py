@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import (
     DTYPES,

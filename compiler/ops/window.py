@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.ir.op import OpError
 from lamina.compiler.ir.types import Dim, TensorType, shape_text
 

@@ -14,15 +14,16 @@ from threading import Lock
 from typing import cast
 
 import lark
+from lark import Lark, Token
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.grammar import Rule
+from lark.lexer import TerminalDef
+
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.construct import Construct
 from lamina.compiler.syntax.explain import Failure, explain
 from lamina.compiler.syntax.scan import CONTINUES, MAX_CHARACTERS, Chunk, Lexeme, scan, split
-from lark import Lark, Token
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from lark.grammar import Rule
-from lark.lexer import TerminalDef
 
 GRAMMAR = Path(__file__).resolve().parents[2] / "grammar" / "lamina.lark"
 TABLES = GRAMMAR.with_suffix(".json")

@@ -51,7 +51,8 @@ def run_passes(graph: Graph, stop_after: str = "", skip: frozenset[str] = frozen
     known = {p.name for p in PASSES}
     for name in {stop_after, *skip} - {""}:
         if name not in known:
-            raise ValueError(f"no pass is named {name}; passes: {', '.join(p.name for p in PASSES)}")
+            passes = ", ".join(one.name for one in PASSES)
+            raise ValueError(f"no pass is named {name}; passes: {passes}")
     stages = [Stage("graph", graph, 0.0)]
     for one in PASSES:
         if one.name in skip and one.optional:

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 
 import numba
-from lamina.runtime.cache import Cache
 from numba import types
 from numba.core import codegen
+
+from lamina.runtime.cache import Cache
 
 ALLOWED_FLAGS = {"contract", "reassoc", "nsz"}
 # What object code may ask of the process that loads it; anything else would abort it.

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.load import load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes

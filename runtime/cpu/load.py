@@ -20,6 +20,7 @@ from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
+
 from lamina.runtime.cache import Cache
 from lamina.runtime.cpu import host
 from lamina.runtime.errors import Failure, show

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from lamina.runtime.place import ALIGNMENT, Interval, place
 from lamina.runtime.program import ITEM_BYTES, Buffer, Program, evaluate
 

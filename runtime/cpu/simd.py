@@ -31,6 +31,11 @@ import operator
 
 import llvmlite.binding as llvm
 import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
 from lamina.runtime.cpu.emit import (
     F32,
     F64,
@@ -45,10 +50,6 @@ from lamina.runtime.cpu.emit import (
     polynomial,
     power_of_two,
 )
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model
 
 SCOPES = 32  # how many memories a kernel can tell apart
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+
 from lamina.runtime.data.dataset import Dataset
 
 DEPTH = 4  # batches prepared ahead

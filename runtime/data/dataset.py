@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.sources import SOURCES, Source
 from lamina.runtime.data.stage import Stage, call, check_call

@@ -15,6 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
+
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.errors import reason, show
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from lamina.runtime.data.idx import write_idx
 from lamina.runtime.data.transforms import shuffled_order
 

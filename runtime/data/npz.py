@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import DEFLATE_RATIO, LIMIT, damaged, missing
 from lamina.runtime.errors import did_you_mean, reason, show

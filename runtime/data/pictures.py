@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing
 from lamina.runtime.errors import reason, show

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
 from lamina.runtime.data.npz import read_npz

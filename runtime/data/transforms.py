@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.stage import bad, height_width, real, whole
 from lamina.runtime.random import philox_uniform

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from lamina.compiler.errors import CompileError
 from lamina.compiler.frontend.build import Build, build
 from lamina.compiler.frontend.library import load_text

@@ -1,6 +1,7 @@
 """Settings, variants, files, choice: what a definition becomes when it is used."""
 
 import pytest
+
 from lamina.compiler.errors import CompileError
 from lamina.compiler.frontend.build import build, settings_call
 from lamina.compiler.frontend.library import load_path, load_text

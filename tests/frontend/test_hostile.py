@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from lamina.compiler.errors import CompileError, Sink, Source
 from lamina.compiler.frontend.build import build
 from lamina.compiler.frontend.library import load_text, zoo_folder

@@ -1,6 +1,7 @@
 """Paths of parameters are checkpoint keys: a change of rule would orphan every saved file."""
 
 import pytest
+
 from lamina.tests.frontend.building import codes, made, model, paths
 
 RESNET = """

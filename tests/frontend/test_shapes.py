@@ -1,6 +1,7 @@
 """Symbols, expressions in shapes, indices: what each text makes of a shape."""
 
 import pytest
+
 from lamina.tests.frontend.building import codes, made, model, types
 
 IMAGE = "input x: f32[B, 3, H, W]"

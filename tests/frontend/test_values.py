@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from lamina.tests.frontend.building import compute, made, model, weights
 
 X = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)

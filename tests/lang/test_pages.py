@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from lamina.compiler.errors import Diagnostic, render
 from lamina.tests.lang.front import MAIN, diagnostics, files
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from lamina.tests.lang.front import compile_text
 
 TOUR = Path(__file__).parents[2] / "grammar" / "tour.md"

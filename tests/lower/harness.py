@@ -1,6 +1,7 @@
 """Runs one template on NumPy arrays: buffers by argument name in, buffers by name out."""
 
 import numpy as np
+
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.program import Buffer, Kernel, Program, Step
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
 from lamina.compiler.ir import Builder
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.lower.program import lower

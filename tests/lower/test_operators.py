@@ -7,6 +7,7 @@ eps * sqrt(4000) = 8e-6 of their largest; so 2e-6 and 2e-5 of a result's largest
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ops import OPS
 from lamina.compiler.reference import evaluate
 from lamina.tests.lower.programs import assert_close, graph_of_cases, run_program

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ir import Builder
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops import GraphMath

@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import run  # noqa: E402
+
 from lamina.compiler.lower.templates import contract, text, weight_grad, window  # noqa: E402
 from lamina.compiler.lower.templates.text import STORE, Epilogue, Operand  # noqa: E402
 from lamina.runtime.cpu import host  # noqa: E402

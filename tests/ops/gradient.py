@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ir.types import TensorType

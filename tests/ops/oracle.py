@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ops.window import padding_pairs
 

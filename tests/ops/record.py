@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 import numpy as np
+
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ops import OPS
 from lamina.tests.ops import gradient, oracle

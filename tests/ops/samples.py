@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 from lamina.compiler.ir.op import Op, OpError
 from lamina.compiler.ir.types import NUMPY_TYPES, TensorType
 from lamina.compiler.ops import OPS

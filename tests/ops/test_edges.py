@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.types import TensorType, symbol
 from lamina.compiler.ops import OPS, GraphMath, NumpyMath

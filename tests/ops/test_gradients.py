@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ops import OPS
 from lamina.tests.ops import gradient, record
 from lamina.tests.ops.samples import parse, samples

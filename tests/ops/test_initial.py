@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ir.op import OpError
 from lamina.compiler.ops.initial import INITIALIZERS, check_initializer, initialize
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ops import OPS
 from lamina.compiler.ops.random import WEYL
 from lamina.runtime.random import philox_uniform

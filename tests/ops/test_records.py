@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.op import KINDS, OpError
 from lamina.compiler.ir.types import TensorType, symbol

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.ops import OPS
 from lamina.tests.ops import gradient, oracle, record

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import toy  # noqa: E402
+
 from lamina.runtime.checkpoint import BEST, CheckpointError, load, load_last  # noqa: E402
 from lamina.runtime.logs import read_log  # noqa: E402
 from lamina.runtime.train import Saving, train  # noqa: E402

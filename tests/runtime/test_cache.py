@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu import load
 from lamina.runtime.cpu.executor import Executor

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from lamina.runtime import checkpoint, logs
 from lamina.runtime.checkpoint import (
     BEST,

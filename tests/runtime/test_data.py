@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lamina.runtime.data import (
     Batches,
     DataError,

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from lamina.runtime.cpu import executor as executor_module
 from lamina.runtime.cpu import load
 from lamina.runtime.cpu.executor import Executor, MemoryDamage

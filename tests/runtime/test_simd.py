@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from lamina.runtime import random
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.program import Buffer, Kernel, Program, Step

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lamina.runtime import checkpoint
 from lamina.runtime import train as training
 from lamina.runtime.checkpoint import BEST, LAST, CheckpointError, load, load_last

@@ -7,6 +7,7 @@ inputs always give the same bits.
 import hashlib
 
 import numpy as np
+
 from lamina.runtime.data import Input, Stage
 from lamina.runtime.train import Job, Keep, Phase
 

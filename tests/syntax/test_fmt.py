@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lamina.compiler.errors import CompileError, Source
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.fmt import WIDTH, format_source

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from lamina.compiler.errors import CompileError, Source
 from lamina.compiler.syntax.parse import parse
 

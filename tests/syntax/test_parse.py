@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lamina.compiler.errors import CODES, CompileError, Sink, Source
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.parse import TABLES, dump_tables, parse, read_source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+
 from lamina.compiler.ir import Builder, symbol
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ops import GraphMath

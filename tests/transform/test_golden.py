@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import pytest
+
 from lamina.compiler.ir.text import format_graph, parse_graph
 from lamina.compiler.ir.verify import verify
 from lamina.compiler.ops import OPS

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+
 from lamina.compiler.ir.text import format_graph, parse_graph
 from lamina.compiler.ops import OPS
 from lamina.compiler.reference import evaluate

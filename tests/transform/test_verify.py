@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from lamina.compiler.ir import Builder
 from lamina.compiler.ir import verify as verifying
 from lamina.compiler.ir.graph import Graph, Value
