@@ -5,6 +5,7 @@ Verbs import what they need when they run: most need no kernel, and the command 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from lamina.compiler.options import TARGETS, Options, from_environment, wants_co
 from lamina.runtime.errors import Failure
 
 MAX_LISTED = 30  # candidates that a message lists
+COLLECT_EVERY = 50_000  # new objects between searches for garbage: imports make 100,000, all kept
 INTERRUPTED = 130  # the exit code of a shell's command that Ctrl-C ends
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -66,6 +68,7 @@ def main() -> None:
 
     FILE is a path or the name of a zoo model; FILE#Name picks a model or a recipe in it.
     """
+    gc.set_threshold(COLLECT_EVERY)
 
 
 @main.command()

@@ -1,17 +1,28 @@
 """The syntax tree: one frozen record per construct, each with its span.
 
-Sequences are tuples. `_` is `Name("_")`. Equality ignoring spans is `same`.
+Sequences are tuples. `_` is `Name("_")`. A node equals itself alone; equality ignoring spans is
+`same`.
 """
 
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import TypeVar, dataclass_transform
 
 from lamina.compiler.errors import Source, Span
+
+_Kind = TypeVar("_Kind", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def node(kind: _Kind) -> _Kind:
+    """A frozen record, without the comparison that would take half of this module's import."""
+    return dataclass(frozen=True, slots=True, eq=False)(kind)
+
 
 # ---------------------------------------------------------------- expressions
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Name:
     """A bare identifier; also the node of every bound name. `_` is the piped value."""
 
@@ -19,7 +30,7 @@ class Name:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Number:
     """`3` (int) or `5e-4` (float)."""
 
@@ -27,7 +38,7 @@ class Number:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class String:
     """`"text"`, escapes resolved."""
 
@@ -35,7 +46,7 @@ class String:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Bool:
     """`true` or `false`."""
 
@@ -43,7 +54,7 @@ class Bool:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class ListLiteral:
     """`[3, 4, 6, 3]`."""
 
@@ -51,7 +62,7 @@ class ListLiteral:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Tuple:
     """`(a, b)`: several values, fed together."""
 
@@ -59,7 +70,7 @@ class Tuple:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Attribute:
     """`value.name`; a name may be a number: `stages.0`."""
 
@@ -68,7 +79,7 @@ class Attribute:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Prev:
     """`prev.h`: last step's value of a state."""
 
@@ -76,7 +87,7 @@ class Prev:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Slice:
     """`start:stop:step` inside a subscript."""
 
@@ -86,21 +97,21 @@ class Slice:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class NewAxis:
     """`new` inside a subscript: an axis of size 1."""
 
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Dots:
     """`...` inside a subscript or a shape: any number of axes."""
 
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Subscript:
     """`value[indices]`."""
 
@@ -109,7 +120,7 @@ class Subscript:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Keyword:
     """`name=value` in a call."""
 
@@ -118,7 +129,7 @@ class Keyword:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Call:
     """`func(args, kwargs)`; `args` come before `kwargs`."""
 
@@ -128,7 +139,7 @@ class Call:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Unary:
     """`-x`, `+x` or `not x`."""
 
@@ -137,7 +148,7 @@ class Unary:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Binary:
     """`left op right`: arithmetic, `@`, comparisons, `and`, `or`, `in`, `not in`."""
 
@@ -147,7 +158,7 @@ class Binary:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Conditional:
     """`then if condition else otherwise`; the condition is compile-time."""
 
@@ -160,7 +171,7 @@ class Conditional:
 # ---------------------------------------------------------------------- flows
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Stage:
     """One step of a flow, `label: body`."""
 
@@ -169,7 +180,7 @@ class Stage:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Flow:
     """`source -> stage -> stage`; without a source it is a pipeline applied to `_`."""
 
@@ -178,7 +189,7 @@ class Flow:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class As:
     """`as [B, 1, att]`: reshape to the named dims."""
 
@@ -186,7 +197,7 @@ class As:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Repeat:
     """`repeat count [shared] { body }`."""
 
@@ -196,7 +207,7 @@ class Repeat:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class For:
     """`for targets in iterable { body }`."""
 
@@ -206,7 +217,7 @@ class For:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Binding:
     """`lstm.h = value` in the `with (...)` of a scan."""
 
@@ -215,7 +226,7 @@ class Binding:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Scan:
     """`scan cell over dim [reverse] [with (...)] [until condition [limit n]]`."""
 
@@ -228,7 +239,7 @@ class Scan:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Path:
     """`stages.0.first.weight`: a dotted path."""
 
@@ -244,7 +255,7 @@ Expr = (
 # ---------------------------------------------------------------------- types
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Dim:
     """One axis of a shape; `S~` is ragged."""
 
@@ -253,7 +264,7 @@ class Dim:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class TensorType:
     """`f32[B, 3, H, W]`; without a dtype it is the default one."""
 
@@ -262,7 +273,7 @@ class TensorType:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class NamedType:
     """`int`, `layer` or `list[int]`."""
 
@@ -276,7 +287,7 @@ Type = TensorType | NamedType
 # ----------------------------------------------------------------- statements
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Input:
     """`input name: type`, optionally with a default."""
 
@@ -286,7 +297,7 @@ class Input:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Param:
     """`param name: type = initial`: a trained tensor."""
 
@@ -296,7 +307,7 @@ class Param:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Buffer:
     """`buffer name: type = initial`: a stored tensor that is not trained."""
 
@@ -306,7 +317,7 @@ class Buffer:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class State:
     """`state name: type = initial`: a value carried from step to step."""
 
@@ -316,7 +327,7 @@ class State:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Memory:
     """`memory name: type`: an input of a cell that every step sees."""
 
@@ -326,7 +337,7 @@ class Memory:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class OutputItem:
     """`name: type = value`; without a value it is an already bound name."""
 
@@ -336,7 +347,7 @@ class OutputItem:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Output:
     """`output item, item`."""
 
@@ -344,7 +355,7 @@ class Output:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Shared:
     """`shared name = pipeline`: a layer whose every use has the same weights."""
 
@@ -353,7 +364,7 @@ class Shared:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Tie:
     """`tie left = right`: one tensor under two paths."""
 
@@ -362,7 +373,7 @@ class Tie:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Assert:
     """`assert condition, "message"`."""
 
@@ -371,7 +382,7 @@ class Assert:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Assign:
     """`a, b = value` or `name: type = value`."""
 
@@ -388,7 +399,7 @@ Statement = (
 # ---------------------------------------------------------- recipe statements
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Data:
     """`data train = source(...) -> stage`."""
 
@@ -397,7 +408,7 @@ class Data:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Target:
     """`target label: i32[B]`."""
 
@@ -406,7 +417,7 @@ class Target:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Metric:
     """`metric acc = accuracy(logits, label)`."""
 
@@ -415,7 +426,7 @@ class Metric:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Setting:
     """`batch = 128`."""
 
@@ -424,7 +435,7 @@ class Setting:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Map:
     """`map "file pattern" => "model pattern"`."""
 
@@ -433,7 +444,7 @@ class Map:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Skip:
     """`skip "pattern"`."""
 
@@ -441,7 +452,7 @@ class Skip:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Weights:
     """`weights "file" { map and skip rules }`."""
 
@@ -450,7 +461,7 @@ class Weights:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Freeze:
     """`freeze "pattern" except "pattern"`."""
 
@@ -459,7 +470,7 @@ class Freeze:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Unfreeze:
     """`unfreeze "pattern" except "pattern"`."""
 
@@ -468,7 +479,7 @@ class Unfreeze:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Phase:
     """`phase name { ... }`: a stretch of training with its own settings."""
 
@@ -482,7 +493,7 @@ RecipeStatement = Data | Target | Metric | Setting | Weights | Freeze | Unfreeze
 # --------------------------------------------------------------- declarations
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Parameter:
     """`name: type = default`: a hyper-parameter."""
 
@@ -492,7 +503,7 @@ class Parameter:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Model:
     """`model Name(params) { body }`."""
 
@@ -502,7 +513,7 @@ class Model:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Block:
     """`block Name(params) { body }`."""
 
@@ -512,7 +523,7 @@ class Block:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Cell:
     """`cell Name(params) { body }`."""
 
@@ -522,7 +533,7 @@ class Cell:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Alias:
     """`model Name = Other(settings)`: a variant; `kind` is model, block or cell."""
 
@@ -532,7 +543,7 @@ class Alias:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Const:
     """`const NAME = value`."""
 
@@ -542,7 +553,7 @@ class Const:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class ImportName:
     """`name` or `name as alias`."""
 
@@ -551,7 +562,7 @@ class ImportName:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Import:
     """`from "file.lam" import A, B as C`."""
 
@@ -560,7 +571,7 @@ class Import:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Recipe:
     """`recipe name for Model(settings) { body }`."""
 
@@ -573,7 +584,7 @@ class Recipe:
 Declaration = Model | Block | Cell | Alias | Const | Import | Recipe
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class Comment:
     """`# text`, the `#` included."""
 
@@ -581,7 +592,7 @@ class Comment:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@node
 class File:
     """A parsed file."""
 

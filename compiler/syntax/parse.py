@@ -186,7 +186,7 @@ def _int_keys(value):
     """JSON turns the integer keys of tables into text; turn them back."""
     if isinstance(value, dict):
         return {int(k) if k.isdigit() else k: _int_keys(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         return [_int_keys(item) for item in value]
     return value
 
