@@ -21,6 +21,7 @@ Kernel texts import names from here and nothing else:
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
+    fetch(address), claim(address)              a cache line that will be read or written soon
     split(units, panels, tid, nthreads)         a thread's part of the work
     call_kernel, barrier, ticks                 for the table walker alone
 """
@@ -766,6 +767,29 @@ def ticks(_):
         return builder.call(call, [])
 
     return types.int64(), generate
+
+
+def _prefetch(doc: str, write: int, locality: int):
+    """An intrinsic that asks for the cache line at an int64 address, which may be anywhere."""
+
+    @intrinsic
+    def prefetch(_, address):
+        def generate(context, builder, signature, args):
+            byte = ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+            call = declare(builder, kind, "llvm.prefetch.p0i8")
+            hints = [ir.Constant(I32, n) for n in (write, locality, 1)]
+            builder.call(call, [builder.inttoptr(args[0], byte), *hints])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
+
+    prefetch.__doc__ = doc
+    return prefetch
+
+
+fetch = _prefetch("Bring what will be read into the second-level cache.", 0, 2)
+claim = _prefetch("Bring what will be written into the nearest cache.", 1, 3)
 
 
 def _pause(builder: ir.IRBuilder) -> None:

@@ -15,12 +15,17 @@ from lamina.compiler.lower.templates.text import (
     kernel_text,
     lanes_tile,
     operand_names,
+    tile_claim,
     tile_epilogue,
     tile_locals,
 )
 
-TILES_PER_BLOCK = 24  # rows of a block: 24 tiles of 6 are BLIS's MC of 144 for Zen
-KC = 320  # longest stretch of the sum that is done at once
+TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
+# A block of A and the sums that wait should fit the second-level cache.
+BLOCK_TILES = 16  # tiles of rows that read one panel of B
+KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
+PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
+LINE = 64  # bytes of a cache line
 PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
 
 
@@ -88,8 +93,10 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
         *operand_names(epilogue),
         *["batch", "M", "N", "K", "a_batch", "a_row", "a_k", "b_batch", "b_panel", "b_k"],
     )
-    a_floats = TILES_PER_BLOCK * mr * KC
-    c_floats = TILES_PER_BLOCK * PANELS_PER_BLOCK * mr * nr
+    a_floats = BLOCK_TILES * mr * PACKED_K
+    c_floats = BLOCK_TILES * PANELS_PER_BLOCK * mr * nr
+    # The tile's text occurs twice: with strides known when compiled its loop is a fifth shorter.
+    inner = f"{tile.name}(rows_at, i64(1), i64(1), length, i64(0), i64(0)"
     body = f"""
     tiles = (M + {mr - 1}) // {mr}
     panels = (N + {nr - 1}) // {nr}
@@ -98,6 +105,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
 {SPLIT.strip(chr(10))}
     blocks = max(i64(1), (K + {KC - 1}) // {KC})
     depth = (K + blocks - 1) // blocks
+    room = {PACKED_K} // max(i64(1), depth)
     packed_a = scratch + tid * {(a_floats + c_floats) * 4}
     sums = packed_a + {a_floats * 4}
     dst = f32ptr(packed_a)
@@ -106,7 +114,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     rows = i64ptr(rows_at)
 {tile_locals(epilogue, tile)}
     # Copying A's block pays when many panels read it and its rows lie far apart.
-    packing = p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
+    packing = b_k == {nr} and p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * {mr})) * N
@@ -114,53 +122,59 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     while u < u_hi:
         item = u // tiles
         t0 = u % tiles
-        count = min(min(i64({TILES_PER_BLOCK}), tiles - t0), u_hi - u)
+        count = min(min(i64({BLOCK_TILES}), tiles - t0), u_hi - u)
         u += count
         for p0 in range(p_lo, p_hi, {PANELS_PER_BLOCK}):
             p1 = min(p_hi, p0 + {PANELS_PER_BLOCK})
             for step in range(blocks):
                 k0 = step * depth
                 length = min(depth, K - k0)
-                if packing and a_k == 1:
-                    for r in range(count * {mr}):
-                        m = min(t0 * {mr} + r, M - 1)
-                        from_ = item * a_batch + m * a_row + k0
-                        for k in range(length):
-                            dst[r * {KC} + k] = src[from_ + k]
-                elif packing:
+                slot = step % max(i64(1), room) * {BLOCK_TILES}
+                if packing and (p0 == p_lo or blocks > room):
                     for t in range(count):
-                        for k in range(length):
-                            from_ = item * a_batch + (k0 + k) * a_k
+                        to = (slot + t) * depth * {mr}
+                        from_ = item * a_batch + k0 * a_k
+                        if a_k == 1:
                             for m in range({mr}):
-                                r = min((t0 + t) * {mr} + m, M - 1)
-                                dst[(t * {KC} + k) * {mr} + m] = src[from_ + r * a_row]
+                                r = from_ + min((t0 + t) * {mr} + m, M - 1) * a_row
+                                for k in range(length):
+                                    dst[to + k * {mr} + m] = src[r + k]
+                        else:
+                            for k in range(length):
+                                for m in range({mr}):
+                                    r = min((t0 + t) * {mr} + m, M - 1)
+                                    dst[to + k * {mr} + m] = src[from_ + k * a_k + r * a_row]
                 for p in range(p0, p1):
                     b_at = b + 4 * (item * b_batch + p * b_panel + k0 * b_k)
+                    next_b = b_at + 4 * b_panel
+                    if p + 1 == p1:
+                        next_b = b + 4 * (item * b_batch + p0 * b_panel + (k0 + depth) * b_k)
+                    lines = (length * {nr * 4 // LINE} + count - 1) // count
                     width = min(i64({nr}), N - p * {nr})
                     first_column = p * {nr}
                     for t in range(count):
                         first = (t0 + t) * {mr}
+                        first_row = item * M + first
                         valid = min(i64({mr}), M - first)
-                        if not packing:
+                        out = sums
+                        if blocks > 1:
+                            out += ((p - p0) * {BLOCK_TILES} + t) * {4 * mr * nr}
+                        if step == blocks - 1:
+{tile_claim(epilogue, tile, 28)}
+                        if packing:
+                            for line in range(t * lines, (t + 1) * lines):
+                                fetch(next_b + {LINE} * line)
+                            for m in range({mr}):
+                                rows[m] = packed_a + 4 * ((slot + t) * depth * {mr} + m)
+                            {inner}, i64({mr}), b_at,
+                                    i64(0), i64(0), i64({nr}), out, i64({nr}), step > 0)
+                        else:
                             for m in range({mr}):
                                 r = first + min(i64(m), valid - 1)
                                 rows[m] = a + 4 * (item * a_batch + r * a_row + k0 * a_k)
-                            a2 = a_k
-                        elif a_k == 1:
-                            for m in range({mr}):
-                                rows[m] = packed_a + 4 * (t * {mr} + m) * {KC}
-                            a2 = i64(1)
-                        else:
-                            for m in range({mr}):
-                                rows[m] = packed_a + 4 * (t * {KC * mr} + m)
-                            a2 = i64({mr})
-                        out = sums
-                        if blocks > 1:
-                            out += ((p - p0) * {TILES_PER_BLOCK} + t) * {4 * mr * nr}
-                        {tile.name}(rows_at, i64(1), i64(1), length, i64(0), i64(0), a2,
-                                    b_at, i64(0), i64(0), b_k, out, i64({nr}), step > 0)
+                            {inner}, a_k, b_at,
+                                    i64(0), i64(0), b_k, out, i64({nr}), step > 0)
                         if step == blocks - 1:
-                            first_row = item * M + first
 {tile_epilogue(epilogue, tile, 28)}
 """
     source = kernel_text("Matrix product.", arguments, epilogue, body)
@@ -268,11 +282,12 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str) -> Temp
             shift = 4 * (group * C + q * channel_step)
             b_at = w + 4 * p * panel_floats
             for t in range(count):
+                first_row = (t0 + t) * {mr}
+{tile_claim(epilogue, tile, 16)}
                 for m in range({mr}):
                     rows[m] = table[t * {mr} + m] + shift
                 {tile.name}(rows_at, n0, n1, n2, a0, a1, i64(1),
                             b_at, b0, b1, b2, out, i64({nr}), False)
-                first_row = (t0 + t) * {mr}
                 valid = min(i64({mr}), rows_all - first_row)
 {tile_epilogue(epilogue, tile, 16)}
 """

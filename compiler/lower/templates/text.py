@@ -14,8 +14,8 @@ from dataclasses import dataclass
 # What `lamina.runtime.cpu.simd` offers to kernel texts (a test compares the two).
 # fmt: off
 NAMES = (
-    "barrier", "call_kernel", "cos", "erf", "exp", "expm1", "f32", "f32mem", "f32ptr", "f64",
-    "f64mem", "f64ptr", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8",
+    "barrier", "call_kernel", "claim", "cos", "erf", "exp", "expm1", "fetch", "f32", "f32mem",
+    "f32ptr", "f64", "f64mem", "f64ptr", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8",
     "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem", "i64ptr", "lanes_4x2_16", "lanes_4x2_4",
     "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8", "local_f32", "local_i64", "log",
     "log1p", "maximum", "minimum", "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4",
@@ -269,6 +269,14 @@ def tile_epilogue(epilogue: Epilogue, tile: Tile, indent: int) -> str:
     if scatter:
         lines += each_row + ["    " + line for line in scatter]
     return _indented(lines, indent)
+
+
+def tile_claim(epilogue: Epilogue, tile: Tile, indent: int) -> str:
+    """Ask for the lines that a tile's results will be written to, before the tile is computed."""
+    lines = [f"for m in range({tile.mr}):", "    at = (first_row + m) * columns + first_column"]
+    lines += [f"    claim(y{i}_at + 4 * at)" for i, (operand, _) in enumerate(epilogue.stores)
+              if operand.dtype == "f32"]
+    return _indented(lines if len(lines) > 2 else ["pass"], indent)
 
 
 _CASTS = {"bool": "u8", "f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}
