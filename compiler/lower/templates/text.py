@@ -15,14 +15,13 @@ from dataclasses import dataclass
 # fmt: off
 NAMES = (
     "barrier", "call_kernel", "claim", "cos", "erf", "exp", "expm1", "fetch", "f32", "f32mem",
-    "f32ptr", "f64", "f64mem", "f64ptr", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8",
-    "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem", "i64ptr", "lanes_4x2_16", "lanes_4x2_4",
-    "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8", "local_f32", "local_i64", "log",
-    "log1p", "maximum", "minimum", "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4",
-    "move_2_8", "philox_key", "philox_uniform", "plus", "pow", "rsqrt", "select", "sigmoid",
-    "sin", "split", "sqrt", "tanh", "ticks", "tile_14x2_16", "tile_16x1_16",
-    "tile_6x2_4", "tile_6x2_8",
-    "tile_8x1_4", "tile_8x1_8", "u8", "u8mem", "u8ptr",
+    "f32ptr", "f64", "f64mem", "f64ptr", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16",
+    "fill_2_4", "fill_2_8", "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem", "i64ptr",
+    "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
+    "local_f32", "local_i64", "log", "log1p", "maximum", "minimum", "move_1_16", "move_1_4",
+    "move_1_8", "move_2_16", "move_2_4", "move_2_8", "philox_key", "philox_uniform", "plus", "pow",
+    "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh", "ticks", "tile_14x2_16",
+    "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8", "u8", "u8mem", "u8ptr",
 )
 # fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
