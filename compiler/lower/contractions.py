@@ -102,7 +102,10 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
         values = {**values, "scratch": _Memory(low.temp(("$threads", template.scratch)))}
     args: list[tuple[str, Size]] = []
     for name in template.arguments:
-        value = values[name]
+        if name == "finish":
+            args.append(("kernel", low.kernel(template.finish)))
+            continue
+        value = values["y0" if name == "claim" else name]
         if isinstance(value, (View, _Memory)):
             args.append(("buffer", value.buffer))
         else:

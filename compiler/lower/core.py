@@ -70,13 +70,17 @@ class Lowering:
         self.call(emitted.source, emitted.args, emitted.work, what)
 
     def call(self, source: str, args, work: Size, what: str = "") -> None:
-        """Append a call of a kernel text; equal texts are one kernel."""
+        """Append a call of a kernel text."""
+        label = f"{self.place.label} {what}".strip()
+        self.steps.append(Step(self.kernel(source), tuple(args), work, label, self.place.line))
+
+    def kernel(self, source: str) -> int:
+        """The number of a kernel text; equal texts are one kernel."""
         if source not in self.kernels:
             name = "k" + hashlib.sha256(source.encode()).hexdigest()[:16]
             self.kernels[source] = len(self.sources)
             self.sources.append(Kernel(name, source))
-        label = f"{self.place.label} {what}".strip()
-        self.steps.append(Step(self.kernels[source], tuple(args), work, label, self.place.line))
+        return self.kernels[source]
 
     # --- views ----------------------------------------------------------------------------------
 

@@ -278,8 +278,10 @@ class Executor:
     def _address(self, ready: _Ready) -> None:
         """Write every step's argument block and the table for the arena as it lies now."""
         starts = [self._memory(ready, root).ctypes.data for root in ready.plan.roots]
+        places = {"buffer": starts, "kernel": self._kernels}
         ready.blocks = [
-            np.array([starts[v] if is_buffer else v for is_buffer, v in arguments] or [0], np.int64)
+            np.array([places[kind][v] if kind in places else v for kind, v in arguments] or [0],
+                     np.int64)
             for arguments in ready.plan.arguments
         ]
         ready.table = Table(

@@ -38,7 +38,7 @@ class Plan:
     lives: tuple[tuple[int, int], ...]
     offsets: Mapping[int, int]
     arena_bytes: int
-    arguments: tuple[tuple[tuple[bool, int], ...], ...]  # per step: (is a buffer, value)
+    arguments: tuple[tuple[tuple[str, int], ...], ...]  # per step: kind and number, or value
     single: tuple[bool, ...]
 
 
@@ -88,8 +88,8 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _argument(kind: str, value, bindings: Mapping[str, int]) -> tuple[bool, int]:
-    return (True, value) if kind == "buffer" else (False, evaluate(value, bindings))
+def _argument(kind: str, value, bindings: Mapping[str, int]) -> tuple[str, int]:
+    return kind, evaluate(value, bindings) if kind == "size" else value
 
 
 def _roots(buffers: Sequence[Buffer]) -> tuple[int, ...]:

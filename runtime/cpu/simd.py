@@ -20,10 +20,12 @@ Kernel texts import names from here and nothing else:
     exp, log, tanh, sigmoid, erf, sqrt, rsqrt, pow, sin, cos, log1p, expm1, floor
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
+    listed_6x2_8(...) and its relatives         the same over listed places, see `_listed`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
-    fetch(address), claim(address)              a cache line that will be read or written soon
+    fetch_line(address), claim_line(address)    a cache line that will be read or written soon
     split(units, panels, tid, nthreads)         a thread's part of the work
-    call_kernel, barrier, ticks                 for the table walker alone
+    call_kernel(function, args, tid, nthreads)  call the kernel at an address
+    barrier, ticks                              for the table walker alone
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ def _store_memory(context, builder, signature, args):
 
 
 def _local(storage: ir.Type):
-    """The address of `count` items on the stack; `count` must be a literal integer."""
+    """The address of `count` items on the stack, not set; `count` must be a literal integer."""
 
     @intrinsic(prefer_literal=True)
     def local(_, count):
@@ -157,7 +159,9 @@ def _local(storage: ir.Type):
         amount = count.literal_value
 
         def generate(context, builder, signature, args):
-            array = cgutils.alloca_once(builder, ir.ArrayType(storage, amount))
+            # Numba's alloca_once would fill it with zeros, item by item.
+            with builder.goto_entry_block():
+                array = builder.alloca(ir.ArrayType(storage, amount))
             array.align = 64
             return builder.ptrtoint(array, I64)
 
@@ -581,6 +585,68 @@ class _Loop:
                 b.store(b.add(value, step), slot)
 
 
+class _Tile:
+    """A register tile under construction: mr rows of nv vectors of `width` running sums."""
+
+    def __init__(self, builder: ir.IRBuilder, shape: tuple[int, int, int], lanes: bool,
+                 rows: ir.Value, weights: ir.Value):
+        self.b, self.lanes = builder, lanes
+        self.mr, self.nv, self.width = shape
+        self.vector = ir.VectorType(F32, self.width)
+        table = builder.inttoptr(rows, I64.as_pointer())
+        bases = [builder.load(builder.gep(table, [ir.Constant(I64, m)])) for m in range(self.mr)]
+        self.bases = [builder.inttoptr(base, F32.as_pointer()) for base in bases]
+        self.weights = builder.inttoptr(weights, F32.as_pointer())
+        zero = ir.Constant(self.vector, [0.0] * self.width)
+        self.cells = [[cgutils.alloca_once(builder, self.vector) for _ in range(self.nv)]
+                      for _ in range(self.mr)]
+        for cell in (cell for row in self.cells for cell in row):
+            builder.store(zero, cell)
+
+    def step(self, at_a: ir.Value, at_b: ir.Value) -> None:
+        """Add the products of A's elements at `at_a` floats from each row and B's row at `at_b`."""
+        b = self.b
+        columns = [self._load(self.weights, at_b, v) for v in range(self.nv)]
+        for base, row in zip(self.bases, self.cells, strict=True):
+            if self.lanes:
+                factors = [self._load(base, at_a, v) for v in range(self.nv)]
+            else:
+                factors = [self._splat(b.load(b.gep(base, [at_a])))] * self.nv
+            for factor, column, cell in zip(factors, columns, row, strict=True):
+                b.store(fused(factor, column, b.load(cell), b), cell)
+
+    def finish(self, result: ir.Value, stride: ir.Value, accumulate: ir.Value) -> None:
+        """Write the sums to address `result`, or add them to what is there."""
+        b = self.b
+        out = b.inttoptr(result, F32.as_pointer())
+        places = []
+        for m, row in enumerate(self.cells):
+            for v, cell in enumerate(row):
+                offset = b.add(b.mul(stride, ir.Constant(I64, m)),
+                               ir.Constant(I64, v * self.width))
+                places.append((b.bitcast(b.gep(out, [offset]), self.vector.as_pointer()), cell))
+        with b.if_then(accumulate):
+            for place, cell in places:
+                value = b.load(place)
+                value.align = 4
+                b.store(b.fadd(value, b.load(cell)), cell)
+        for place, cell in places:
+            b.store(b.load(cell), place).align = 4
+
+    def _load(self, base: ir.Value, index: ir.Value, v: int) -> ir.Value:
+        b = self.b
+        at = b.gep(base, [b.add(index, ir.Constant(I64, v * self.width))])
+        value = b.load(b.bitcast(at, self.vector.as_pointer()))
+        value.align = 4
+        return value
+
+    def _splat(self, value: ir.Value) -> ir.Value:
+        blank = ir.Constant(self.vector, ir.Undefined)
+        one = self.b.insert_element(blank, value, ir.Constant(I32, 0))
+        mask = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
+        return self.b.shuffle_vector(one, blank, mask)
+
+
 def _tile(mr: int, nv: int, width: int, lanes: bool):
     """The tile of mr rows by nv vectors of `width` floats, as an intrinsic.
 
@@ -592,68 +658,20 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
     one float. The sum runs in the order of (r0, r1, r2), whatever the tile; it starts from zero
     and is added to C at its end, so that a long sum cut into calls is a sum of short ones.
     """
-    vector = ir.VectorType(F32, width)
 
     def generate(context, b, signature, args):
-        rows, n0, n1, n2, a0, a1, a2, bp, b0, b1, b2, c, stride, accumulate = args
-        table = b.inttoptr(rows, I64.as_pointer())
-        bases = [b.load(b.gep(table, [ir.Constant(I64, m)])) for m in range(mr)]
-        bases = [b.inttoptr(base, F32.as_pointer()) for base in bases]
-        weights = b.inttoptr(bp, F32.as_pointer())
-        cells = [[None] * nv for _ in range(mr)]
-        zero = ir.Constant(vector, [0.0] * width)
-        out = b.inttoptr(c, F32.as_pointer())
-
-        def place(m, v):
-            offset = b.add(b.mul(stride, ir.Constant(I64, m)), ir.Constant(I64, v * width))
-            return b.bitcast(b.gep(out, [offset]), vector.as_pointer())
-
-        def load(base, index, v):
-            at = b.gep(base, [b.add(index, ir.Constant(I64, v * width))])
-            value = b.load(b.bitcast(at, vector.as_pointer()))
-            value.align = 4
-            return value
-
-        for m in range(mr):
-            for v in range(nv):
-                cells[m][v] = cgutils.alloca_once(b, vector)
-                b.store(zero, cells[m][v])
-
-        def splat(value):
-            blank = ir.Constant(vector, ir.Undefined)
-            one = b.insert_element(blank, value, ir.Constant(I32, 0))
-            mask = ir.Constant(ir.VectorType(I32, width), [0] * width)
-            return b.shuffle_vector(one, blank, mask)
-
-        def step(values):
-            ia, ib = values
-            columns = [load(weights, ib, v) for v in range(nv)]
-            for m in range(mr):
-                if lanes:
-                    factors = [load(bases[m], ia, v) for v in range(nv)]
-                else:
-                    factors = [splat(b.load(b.gep(bases[m], [ia])))] * nv
-                for v in range(nv):
-                    sum_ = fused(factors[v], columns[v], b.load(cells[m][v]), b)
-                    b.store(sum_, cells[m][v])
+        rows, n0, n1, n2, a0, a1, a2, weights, b0, b1, b2, c, stride, accumulate = args
+        tile = _Tile(b, (mr, nv, width), lanes, rows, weights)
 
         def middle(values):
-            _Loop(b, n2, values).run([a2, b2], step)
+            _Loop(b, n2, values).run([a2, b2], lambda inner: tile.step(*inner))
 
         def outer(values):
             _Loop(b, n1, values).run([a1, b1], middle)
 
         start = ir.Constant(I64, 0)
         _Loop(b, n0, [start, start]).run([a0, b0], outer)
-        with b.if_then(accumulate):
-            for m in range(mr):
-                for v in range(nv):
-                    value = b.load(place(m, v))
-                    value.align = 4
-                    b.store(b.fadd(value, b.load(cells[m][v])), cells[m][v])
-        for m in range(mr):
-            for v in range(nv):
-                b.store(b.load(cells[m][v]), place(m, v)).align = 4
+        tile.finish(c, stride, accumulate)
         return context.get_dummy_value()
 
     @intrinsic
@@ -663,10 +681,39 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
     return tile
 
 
+def _listed(mr: int, nv: int, width: int):
+    """The tile whose sum runs over listed places of A, as an intrinsic.
+
+    listed(rows, places, count, b, c, accumulate): C[m, :] (+)= sum over r < count of
+    A_m[places[r]] * B[r, :]; `places` is the address of int64s that count floats, B's rows follow
+    each other, and so do C's.
+    """
+
+    def generate(context, b, signature, args):
+        rows, places, count, weights, c, accumulate = args
+        tile = _Tile(b, (mr, nv, width), False, rows, weights)
+        table = b.inttoptr(places, I64.as_pointer())
+        start, row = ir.Constant(I64, 0), ir.Constant(I64, nv * width)
+        _Loop(b, count, [start, start]).run(
+            [ir.Constant(I64, 1), row],
+            lambda values: tile.step(b.load(b.gep(table, [values[0]])), values[1]))
+        tile.finish(c, row, accumulate)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def listed(_, rows, places, count, b, c, accumulate):
+        return types.void(*[types.int64] * 5, types.boolean), generate
+
+    return listed
+
+
 # Rows x vectors for each width; 16-wide hosts have 32 registers, the others are taken to have 16.
 tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
 tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
 tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
+listed_6x2_4, listed_8x1_4 = _listed(6, 2, 4), _listed(8, 1, 4)
+listed_6x2_8, listed_8x1_8 = _listed(6, 2, 8), _listed(8, 1, 8)
+listed_14x2_16, listed_16x1_16 = _listed(14, 2, 16), _listed(16, 1, 16)
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
 lanes_8x1_4, lanes_8x1_8, lanes_8x1_16 = (_tile(8, 1, width, True) for width in (4, 8, 16))
 
@@ -788,8 +835,8 @@ def _prefetch(doc: str, write: int, locality: int):
     return prefetch
 
 
-fetch = _prefetch("Bring what will be read into the second-level cache.", 0, 2)
-claim = _prefetch("Bring what will be written into the nearest cache.", 1, 3)
+fetch_line = _prefetch("Bring what will be read into the second-level cache.", 0, 2)
+claim_line = _prefetch("Bring what will be written into the nearest cache.", 1, 3)
 
 
 def _pause(builder: ir.IRBuilder) -> None:

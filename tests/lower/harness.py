@@ -36,12 +36,17 @@ def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
             buffers.append(
                 Buffer("temp", "", "f32", ("$threads", template.scratch), first=number, last=number)
             )
+        kernels.append(Kernel(f"k{number}", template.source))
+        kernel = len(kernels) - 1
+        if template.finish:
+            values = {**values, "claim": values["y0"]}
+            kernels.append(Kernel(f"f{number}", template.finish))
         args = tuple(
+            ("kernel", len(kernels) - 1) if a == "finish" else
             ("buffer", index[values[a]]) if isinstance(values[a], str) else ("size", int(values[a]))
             for a in template.arguments
         )
-        kernels.append(Kernel(f"k{number}", template.source))
-        steps.append(Step(number, args, 1 << 40))
+        steps.append(Step(kernel, args, 1 << 40))
     program = Program("cpu", tuple(buffers), tuple(kernels), tuple(steps))
     executor = Executor(program, threads, cache_folder, check_memory=check)
     try:

@@ -5,19 +5,20 @@ Packed weights are panels of `nr` columns: [group][panel][n0][n1][n2][nr], zero 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 
 from lamina.compiler.lower.templates.text import (
     SPLIT,
     Epilogue,
     Template,
     Tile,
+    claim_tile,
+    finish_kernel,
+    finish_start,
+    finish_tile,
+    finishing,
     kernel_text,
     lanes_tile,
-    operand_names,
-    tile_claim,
-    tile_epilogue,
-    tile_locals,
 )
 
 TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
@@ -25,6 +26,7 @@ TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
 BLOCK_TILES = 16  # tiles of rows that read one panel of B
 KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
 PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
+NOTHING = Epilogue(stores=())
 LINE = 64  # bytes of a cache line
 PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
 
@@ -75,8 +77,8 @@ def pack(tile: Tile) -> Template:
                 for j in range(width, {nr}):
                     dst[out + i2 * {nr} + j] = f32(0)
 """
-    none = Epilogue(stores=())
-    return Template(kernel_text("Packs weights into panels.", arguments, none, body), arguments)
+    source = kernel_text("Packs weights into panels.", arguments, NOTHING, body)
+    return Template(source, arguments)
 
 
 def gemm(epilogue: Epilogue, tile: Tile) -> Template:
@@ -88,11 +90,11 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     past B's end are read and not used).
     """
     mr, nr = tile.mr, tile.nr
-    arguments = (
+    fixed = (
         *("a", "b", "scratch"),
-        *operand_names(epilogue),
         *["batch", "M", "N", "K", "a_batch", "a_row", "a_k", "b_batch", "b_panel", "b_k"],
     )
+    arguments = finishing(fixed, epilogue)
     a_floats = BLOCK_TILES * mr * PACKED_K
     c_floats = BLOCK_TILES * PANELS_PER_BLOCK * mr * nr
     # The tile's text occurs twice: with strides known when compiled its loop is a fifth shorter.
@@ -112,12 +114,12 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     src = f32ptr(a)
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
-{tile_locals(epilogue, tile)}
     # Copying A's block pays when many panels read it and its rows lie far apart.
     packing = b_k == {nr} and p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * {mr})) * N
+{finish_start(arguments, epilogue)}
     u = u_lo
     while u < u_hi:
         item = u // tiles
@@ -160,10 +162,10 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                         if blocks > 1:
                             out += ((p - p0) * {BLOCK_TILES} + t) * {4 * mr * nr}
                         if step == blocks - 1:
-{tile_claim(epilogue, tile, 28)}
+{claim_tile(tile, 28)}
                         if packing:
                             for line in range(t * lines, (t + 1) * lines):
-                                fetch(next_b + {LINE} * line)
+                                fetch_line(next_b + {LINE} * line)
                             for m in range({mr}):
                                 rows[m] = packed_a + 4 * ((slot + t) * depth * {mr} + m)
                             {inner}, i64({mr}), b_at,
@@ -175,10 +177,15 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                             {inner}, a_k, b_at,
                                     i64(0), i64(0), b_k, out, i64({nr}), step > 0)
                         if step == blocks - 1:
-{tile_epilogue(epilogue, tile, 28)}
+{finish_tile(tile, 28)}
 """
-    source = kernel_text("Matrix product.", arguments, epilogue, body)
-    return Template(source, arguments, a_floats + c_floats)
+    source = kernel_text("Matrix product.", _own(arguments), NOTHING, body)
+    return Template(source, arguments, a_floats + c_floats, finish_kernel(epilogue, tile))
+
+
+def _own(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The arguments that a contraction reads itself."""
+    return tuple(name for name in arguments if not re.fullmatch(r"[xy]\d+", name))
 
 
 def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
@@ -226,19 +233,26 @@ def mean_pool(epilogue: Epilogue, tile: Tile) -> Template:
     window = f32(KH * KW)
     w = local_f32({tile.nr})
     fill_{tile.row}(w, f32(1))"""
-    mean = replace(epilogue, text=("acc = acc / window", *epilogue.text))
-    return _convolution("Mean of windows.", mean, tile, weights)
+    after = f"""
+                sums = f32ptr(out)
+                for e in range({tile.mr * tile.nr}):
+                    sums[e] = sums[e] / window"""
+    return _convolution("Mean of windows.", epilogue, tile, weights, after)
 
 
-def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str) -> Template:
-    """A contraction over windows; `weights` is the text that names the strides of both sides."""
+def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str,
+                 after: str = "") -> Template:
+    """A contraction over windows; `weights` is the text that names the strides of both sides.
+
+    `after` is text at a tile's end, before it is finished.
+    """
     mr, nr = tile.mr, tile.nr
-    arguments = (
+    fixed = (
         *(("x",) if "w = local" in weights else ("x", "w")),
-        *operand_names(epilogue),
         *["images", "OH", "OW", "groups", "KH", "KW", "C", "K", "x_image", "x_row", "x_pixel"],
         *["stride_h", "stride_w", "dilation_h", "dilation_w"],
     )
+    arguments = finishing(fixed, epilogue)
     body = f"""
     rows_all = images * OH * OW
     tiles = (rows_all + {mr - 1}) // {mr}
@@ -253,9 +267,9 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str) -> Temp
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
     out = local_f32({mr * nr})
-{tile_locals(epilogue, tile)}
     left = rows_all - u_lo * {mr}
     limit = min(rows_all, u_hi * {mr}) * columns if panels == 1 else i64(0)
+{finish_start(arguments, epilogue)}
     ow = u_lo * {mr} % max(i64(1), OW)
     oh = u_lo * {mr} // max(i64(1), OW) % max(i64(1), OH)
     image = u_lo * {mr} // max(i64(1), OW * OH)
@@ -283,12 +297,13 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str) -> Temp
             b_at = w + 4 * p * panel_floats
             for t in range(count):
                 first_row = (t0 + t) * {mr}
-{tile_claim(epilogue, tile, 16)}
+{claim_tile(tile, 16)}
                 for m in range({mr}):
                     rows[m] = table[t * {mr} + m] + shift
                 {tile.name}(rows_at, n0, n1, n2, a0, a1, i64(1),
                             b_at, b0, b1, b2, out, i64({nr}), False)
-                valid = min(i64({mr}), rows_all - first_row)
-{tile_epilogue(epilogue, tile, 16)}
+                valid = min(i64({mr}), rows_all - first_row){after}
+{finish_tile(tile, 16)}
 """
-    return Template(kernel_text(doc, arguments, epilogue, body), arguments)
+    source = kernel_text(doc, _own(arguments), NOTHING, body)
+    return Template(source, arguments, 0, finish_kernel(epilogue, tile))

@@ -1,8 +1,9 @@
 """Kernel texts: the pieces that templates share.
 
 A template is a pure function from an Epilogue to a Template: the Python text of a kernel (see
-`runtime.cpu.build`) and the order of its arguments. All sizes are arguments, so that a kernel's
-text depends on its fused part alone and equal text is one kernel.
+`runtime.cpu.build`) and the order of its arguments. All sizes are arguments. What a graph fuses to
+the end of a contraction is a small kernel of its own that finishes one tile; the contraction calls
+it by address, so that its own text, which takes a second to compile, is the same for every graph.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from dataclasses import dataclass
 # What `lamina.runtime.cpu.simd` offers to kernel texts (a test compares the two).
 # fmt: off
 NAMES = (
-    "barrier", "call_kernel", "claim", "cos", "erf", "exp", "expm1", "fetch", "f32", "f32mem",
-    "f32ptr", "f64", "f64mem", "f64ptr", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16",
-    "fill_2_4", "fill_2_8", "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem", "i64ptr",
-    "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
-    "local_f32", "local_i64", "log", "log1p", "maximum", "minimum", "move_1_16", "move_1_4",
-    "move_1_8", "move_2_16", "move_2_4", "move_2_8", "philox_key", "philox_uniform", "plus", "pow",
-    "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh", "ticks", "tile_14x2_16",
-    "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8", "u8", "u8mem", "u8ptr",
+    "barrier", "call_kernel", "claim_line", "cos", "erf", "exp", "expm1", "f32", "f32mem",
+    "f32ptr", "f64", "f64mem", "f64ptr", "fetch_line", "fill_1_16", "fill_1_4", "fill_1_8",
+    "fill_2_16", "fill_2_4", "fill_2_8", "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem",
+    "i64ptr", "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4",
+    "lanes_8x1_8", "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8",
+    "listed_8x1_4", "listed_8x1_8", "local_f32", "local_i64", "log", "log1p", "maximum", "minimum",
+    "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8", "philox_key",
+    "philox_uniform", "plus", "pow", "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh",
+    "ticks", "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4",
+    "tile_8x1_8", "u8", "u8mem", "u8ptr",
 )
 # fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
@@ -62,14 +65,16 @@ class Epilogue:
 class Template:
     """A kernel's source, the names of its int64 arguments in order, and its scratch memory.
 
-    Arguments are buffers first, then sizes; those of the epilogue are x0, x1 ... (loads) and
-    y0, y1 ... (stores). `scratch` counts the floats per thread that the argument "scratch"
-    must point to: a temporary buffer of shape ("$threads", scratch).
+    Those of the epilogue are x0, x1 ... (loads) and y0, y1 ... (stores). `scratch` counts the
+    floats per thread that the argument "scratch" must point to: a temporary buffer of shape
+    ("$threads", scratch). `finish` is the source of the kernel whose address the argument
+    "finish" is; the argument "claim" is then the buffer y0.
     """
 
     source: str
     arguments: tuple[str, ...]
     scratch: int = 0
+    finish: str = ""
 
 
 STORE = Epilogue()
@@ -93,6 +98,11 @@ class Tile:
     def name(self) -> str:
         """The intrinsic's name in `simd`."""
         return f"{self.kind}_{self.mr}x{self.nv}_{self.width}"
+
+    @property
+    def listed(self) -> str:
+        """The name of the intrinsic whose sum runs over listed places."""
+        return f"listed_{self.mr}x{self.nv}_{self.width}"
 
     @property
     def row(self) -> str:
@@ -215,6 +225,50 @@ def _held(epilogue: Epilogue) -> dict[str, Operand]:
     return held
 
 
+# What a contraction tells about the tile that is to be finished, in the order of its block.
+TILE = ("out", "first_row", "first_column", "valid", "width", "columns", "limit", "operands")
+
+
+def finishing(fixed: Iterable[str], epilogue: Epilogue) -> tuple[str, ...]:
+    """All arguments of a contraction: its own, then those that are handed to the finish."""
+    return ("finish", "claim", *fixed, *operand_names(epilogue))
+
+
+def finish_start(arguments: tuple[str, ...], epilogue: Epilogue) -> str:
+    """Lines for the top of a contraction, after `columns` and `limit` are known."""
+    first = len(arguments) - len(operand_names(epilogue))
+    return _indented([
+        f"told_at = local_i64({len(TILE)})", "told = i64ptr(told_at)", "told[5] = columns",
+        "told[6] = limit", f"told[7] = args + {8 * first}",
+    ], 4)
+
+
+def finish_tile(tile: Tile, indent: int) -> str:
+    """Lines that finish the tile at address `out`; the names of TILE must be known."""
+    names = TILE[:TILE.index("columns")]
+    told = [f"told[{index}] = {name}" for index, name in enumerate(names)]
+    return _indented([*told, "call_kernel(finish, told_at, tid, nthreads)"], indent)
+
+
+def claim_tile(tile: Tile, indent: int) -> str:
+    """Ask for the lines that a tile's results will be written to, before it is computed."""
+    return _indented([
+        f"for m in range({tile.mr}):",
+        "    claim_line(claim + 4 * ((first_row + m) * columns + first_column))",
+    ], indent)
+
+
+def finish_kernel(epilogue: Epilogue, tile: Tile) -> str:
+    """The kernel that runs the epilogue over one tile and stores it."""
+    operands = operand_names(epilogue)
+    lines = ["tile = i64ptr(args)"]
+    lines += [f"{name} = tile[{index}]" for index, name in enumerate(TILE)]
+    head = _indented(lines, 4)
+    text = kernel_text(f"Finishes a tile of {tile.mr} x {tile.nr}.", operands, epilogue,
+                       tile_locals(epilogue, tile) + "\n" + tile_epilogue(epilogue, tile, 4))
+    return text.replace("    block = i64ptr(args)", f"{head}\n    block = i64ptr(operands)")
+
+
 def tile_locals(epilogue: Epilogue, tile: Tile) -> str:
     """The stack arrays that `tile_epilogue` uses, for the top of the kernel."""
     if any(operand.access != "matrix" for operand, _ in epilogue.stores):
@@ -268,14 +322,6 @@ def tile_epilogue(epilogue: Epilogue, tile: Tile, indent: int) -> str:
     if scatter:
         lines += each_row + ["    " + line for line in scatter]
     return _indented(lines, indent)
-
-
-def tile_claim(epilogue: Epilogue, tile: Tile, indent: int) -> str:
-    """Ask for the lines that a tile's results will be written to, before the tile is computed."""
-    lines = [f"for m in range({tile.mr}):", "    at = (first_row + m) * columns + first_column"]
-    lines += [f"    claim(y{i}_at + 4 * at)" for i, (operand, _) in enumerate(epilogue.stores)
-              if operand.dtype == "f32"]
-    return _indented(lines if len(lines) > 2 else ["pass"], indent)
 
 
 _CASTS = {"bool": "u8", "f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}

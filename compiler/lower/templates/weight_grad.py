@@ -63,13 +63,9 @@ def conv2d_weight_grad(tile: Tile) -> Template:
     panels = groups * per_group
     units = chunks * tiles
 {SPLIT.strip(chr(10))}
-    pixels = OH * OW
-    images_at_once = max(i64(1), {PIXELS} // max(i64(1), pixels))
-    rows_at_once = min(OH, max(i64(1), {PIXELS} // max(i64(1), OW)))
-    columns_at_once = min(OW, i64({PIXELS}))
-    src = f32ptr(dy)
     packed_at = local_f32({PIXELS * nr})
-    packed = f32ptr(packed_at)
+    places_at = local_i64({PIXELS})
+    places = i64ptr(places_at)
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
     u = u_lo
@@ -78,70 +74,48 @@ def conv2d_weight_grad(tile: Tile) -> Template:
         t0 = u % tiles
         t1 = min(tiles, t0 + u_hi - u)
         u += t1 - t0
-        first_image = chunk * images // chunks
-        last_image = (chunk + 1) * images // chunks
-        for p in range(p_lo, p_hi):
-            group = p // per_group
-            column = p % per_group * {nr}
-            width = min(i64({nr}), K - column)
-            target = partial + 4 * (chunk * panels + p) * tiles * {mr * nr}
-            if first_image >= last_image or pixels == 0:
-                clear = f32ptr(target)
-                for i in range(t0 * {mr * nr}, t1 * {mr * nr}):
-                    clear[i] = f32(0)
-            started = False
-            n = first_image
-            while n < last_image:
-                n0 = min(images_at_once, last_image - n)
-                oh = i64(0)
-                while oh < OH:
-                    n1 = min(rows_at_once, OH - oh)
+        image = chunk * images // chunks
+        first = image * OH * OW
+        last = (chunk + 1) * images // chunks * OH * OW
+        oh, ow = i64(0), i64(0)
+        # One turn at least, so that a chunk without pixels leaves zeros.
+        for q in range(first, max(last, first + 1), {PIXELS}):
+            count = min(i64({PIXELS}), last - q)
+            for i in range(count):
+                places[i] = image * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
+                ow += 1
+                if ow == OW:
                     ow = i64(0)
-                    while ow < OW:
-                        n2 = min(columns_at_once, OW - ow)
-                        out = i64(0)
-                        for i0 in range(n0):
-                            for i1 in range(n1):
-                                at = ((n + i0) * OH + oh + i1) * OW + ow
-                                at = (at * groups + group) * K + column
-                                for i2 in range(n2):
-                                    if width == {nr}:
-                                        move_{tile.row}(packed_at + 4 * out, dy + 4 * at)
-                                    else:
-                                        for j in range(width):
-                                            packed[out + j] = src[at + j]
-                                        for j in range(width, {nr}):
-                                            packed[out + j] = f32(0)
-                                    out += {nr}
-                                    at += groups * K
-                        corner = n * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
-                        corner += group * C
-                        m0 = t0 * {mr}
-                        c = m0 % C
-                        kw = m0 // C % KW
-                        kh = m0 // (C * KW)
-                        for t in range(t0, t1):
-                            height = min(i64({mr}), depth - t * {mr})
-                            for m in range(height):
-                                tap = kh * dilation_h * x_row + kw * dilation_w * x_pixel
-                                rows[m] = x + 4 * (corner + tap + c)
-                                c += 1
-                                if c == C:
-                                    c = i64(0)
-                                    kw += 1
-                                    if kw == KW:
-                                        kw = i64(0)
-                                        kh += 1
-                            for m in range(height, {mr}):
-                                rows[m] = rows[0]
-                            {tile.name}(rows_at, n0, n1, n2, x_image, stride_h * x_row,
-                                        stride_w * x_pixel, packed_at, n1 * n2 * {nr},
-                                        n2 * {nr}, i64({nr}), target + t * {4 * mr * nr},
-                                        i64({nr}), started)
-                        started = True
-                        ow += n2
-                    oh += n1
-                n += n0
+                    oh += 1
+                    if oh == OH:
+                        oh = i64(0)
+                        image += 1
+            for p in range(p_lo, p_hi):
+                group = p // per_group
+                column = p % per_group * {nr}
+                target = partial + 4 * (chunk * panels + p) * tiles * {mr * nr}
+                at = dy + 4 * ((q * groups + group) * K + column)
+                for i in range(count):  # past the last column lie sums that nobody reads
+                    move_{tile.row}(packed_at + i * {4 * nr}, at + 4 * i * groups * K)
+                c = t0 * {mr} % C
+                kw = t0 * {mr} // C % KW
+                kh = t0 * {mr} // (C * KW)
+                left = depth - t0 * {mr}
+                for t in range(t0, t1):
+                    for m in range({mr}):
+                        tap = kh * dilation_h * x_row + kw * dilation_w * x_pixel
+                        rows[m] = x + 4 * (group * C + tap + c)
+                        left -= 1
+                        if left > 0:
+                            c += 1
+                            if c == C:
+                                c = i64(0)
+                                kw += 1
+                                if kw == KW:
+                                    kw = i64(0)
+                                    kh += 1
+                    {tile.listed}(rows_at, places_at, count, packed_at,
+                                  target + t * {4 * mr * nr}, q > first)
 """
     none = Epilogue(stores=())
     source = kernel_text("Weight gradient, partial sums.", arguments, none, body)

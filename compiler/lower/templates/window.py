@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lamina.compiler.lower.templates.text import (
     POINTERS,
     SPLIT,
@@ -12,11 +10,13 @@ from lamina.compiler.lower.templates.text import (
     Template,
     Tile,
     element,
+    finish_kernel,
+    finish_start,
+    finish_tile,
+    finishing,
     kernel_text,
     operand_names,
     row_loads,
-    tile_epilogue,
-    tile_locals,
 )
 
 CHANNELS = 64  # channels handled at once, in accumulators on the stack
@@ -228,8 +228,8 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
     Windows lie inside the image; what none of them covers becomes 0. `tile` is one of lanes.
     """
     mr, nr = tile.mr, tile.nr
-    arguments = ("dy", *operand_names(epilogue), *_SIZES)
-    mean = replace(epilogue, text=("acc = acc / window", *epilogue.text))
+    own = ("dy", *_SIZES)
+    arguments = finishing(own, epilogue)
     body = f"""
     rows_all = images * H * W
     units = (rows_all + {mr - 1}) // {mr}
@@ -242,9 +242,10 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
     table_at = local_i64({mr})
     table = i64ptr(table_at)
     out = local_f32({mr * nr})
-{tile_locals(mean, tile)}
     left = rows_all - u_lo * {mr}
     limit = min(rows_all, u_hi * {mr}) * columns if panels == 1 else i64(0)
+{finish_start(arguments, epilogue)}
+    sums = f32ptr(out)
     w = u_lo * {mr} % max(i64(1), W)
     h = u_lo * {mr} // max(i64(1), W) % max(i64(1), H)
     image = u_lo * {mr} // max(i64(1), W * H)
@@ -279,9 +280,13 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
             for m in range({mr}):
                 at = table[m] + 4 * first_column if table[m] != 0 else zeros
                 move_{tile.row}(out + m * {4 * nr}, at)
-{tile_epilogue(mean, tile, 12)}
+            for e in range({mr * nr}):
+                sums[e] = sums[e] / window
+{finish_tile(tile, 12)}
 """
-    return Template(kernel_text("Gradient of a mean of windows.", arguments, mean, body), arguments)
+    source = kernel_text("Gradient of a mean of windows.", ("finish", "claim", *own),
+                         Epilogue(stores=()), body)
+    return Template(source, arguments, 0, finish_kernel(epilogue, tile))
 
 
 def _pointer(index: str) -> str:
