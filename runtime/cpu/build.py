@@ -11,6 +11,7 @@ vectors; it also lets the compiler simplify (a + b) - a.)
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
@@ -110,6 +111,7 @@ def _require_self_contained(library, key: str) -> None:
 
 def main(folder: str) -> int:
     """Build every kernel asked for on standard input; 1 and a message when one fails."""
+    gc.disable()  # a worker lives for seconds, and searching for garbage takes an eighth of them
     cache = Cache(Path(folder))
     for key, source in json.load(sys.stdin):
         try:
