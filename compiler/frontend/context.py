@@ -25,7 +25,7 @@ from lamina.compiler.ir.types import TensorType, shape_text
 from lamina.compiler.ops.define import REGISTRY, GraphMath, Var
 
 MAX_NODES = 50_000
-MAX_ROUNDS = 50_000  # rounds of all repeats of a model together
+MAX_ROUNDS = 20_000  # rounds of all repeats of a model together
 MAX_DEPTH = 60  # blocks inside blocks
 
 

@@ -17,16 +17,27 @@ import lark
 from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 from lark.grammar import Rule
-from lark.lexer import TerminalDef
+from lark.lexer import ContextualLexer, TerminalDef
 
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
 from lamina.compiler.syntax import ast
 from lamina.compiler.syntax.construct import Construct
 from lamina.compiler.syntax.explain import Failure, explain
-from lamina.compiler.syntax.scan import CONTINUES, MAX_CHARACTERS, Chunk, Lexeme, scan, split
+from lamina.compiler.syntax.scan import (
+    CONTINUES,
+    MAX_CHARACTERS,
+    Chunk,
+    Lexeme,
+    scan,
+    split,
+    word_set,
+)
 
 GRAMMAR = Path(__file__).resolve().parents[2] / "grammar" / "lamina.lark"
 TABLES = GRAMMAR.with_suffix(".json")
+# Terminals that are names or numbers where the grammar does not expect them.
+CONTEXTUAL = word_set("MEMBER OVER REVERSE WITH UNTIL LIMIT DATA TARGET METRIC WEIGHTS MAP SKIP "
+                      "PHASE FREEZE EXCEPT")
 MAX_DEPTH = 200  # levels of the tree: what walks it later may recurse
 
 
@@ -78,7 +89,8 @@ def write_tables() -> None:
 def dump_tables() -> str:
     """The parser's tables, built from the grammar, as JSON."""
     data, memo = _build(Construct()).memo_serialize([TerminalDef, Rule])
-    data["options"] |= {"postlex": None, "transformer": None}  # given anew when loading
+    # These are given anew when the tables are loaded.
+    data["options"] |= {"postlex": None, "transformer": None, "_plugins": {}}
     content = {"made_from": _fingerprint(), "data": data, "memo": memo}
     return json.dumps(content, default=sorted, separators=(",", ":"), sort_keys=True)
 
@@ -104,6 +116,24 @@ class _Newlines:
                 elif token.type in ("RPAR", "RSQB", "RBRACE") and brackets:
                     brackets.pop()
             yield token
+
+
+class _FewLexers(ContextualLexer):
+    """The contextual lexer with one lexer for all states that tell the same words apart.
+
+    Lark makes a lexer for every set of terminals that a state accepts: 131 here, each of which
+    compiles an expression of its own. A word that a state does not accept is an error either way.
+    """
+
+    def __init__(self, conf, states, always_accept=()):
+        everywhere = {one.name for one in conf.terminals} - CONTEXTUAL
+        wide = {state: accepted if "MEMBER" in accepted else
+                everywhere | CONTEXTUAL.intersection(accepted)
+                for state, accepted in states.items()}
+        super().__init__(conf, wide, always_accept)
+
+
+PLUGINS = {"ContextualLexer": _FewLexers}
 
 
 class _Parser:
@@ -163,6 +193,7 @@ def _build(construct: Construct) -> Lark:
         maybe_placeholders=False,
         postlex=_Newlines(),
         transformer=construct,
+        _plugins=PLUGINS,
     )
 
 
@@ -174,7 +205,8 @@ def _load(construct: Construct) -> Lark | None:
     if content["made_from"] != _fingerprint():
         return None
     data, memo = _int_keys(content["data"]), _int_keys(content["memo"])
-    return Lark._load_from_dict(data, memo, transformer=construct, postlex=_Newlines())
+    return Lark._load_from_dict(data, memo, transformer=construct, postlex=_Newlines(),
+                                _plugins=PLUGINS)
 
 
 def _fingerprint() -> str:
