@@ -28,9 +28,11 @@ def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _sizes, _wholes = _all(_size), _all(_whole)
 
 KINDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    ("a whole number", _whole, ("groups", "salt", "k", "start", "index", "parts")),
+    ("a whole number", _whole, ("groups", "salt", "k", "start", "index", "parts",
+                                "window")),
     ("a size", _size, ("depth", "rows")),
-    ("a number", _number, ("slope", "alpha", "low", "high", "delta", "smoothing", "p", "eps")),
+    ("a number", _number, ("slope", "alpha", "beta", "gamma", "bias", "low", "high", "delta",
+                          "smoothing", "p", "eps")),
     ("true or false", lambda value: type(value) is bool, ("keepdims", "count_padding")),
     ("a list of sizes", _sizes, ("shape", "starts", "stops", "lo", "hi", "size")),
     ("a list of whole numbers", _wholes, ("perm", "steps", "interior", "axes")),

@@ -11,9 +11,11 @@ from lamina.compiler.ops import (  # noqa: F401  (they register)
     elementwise,
     gather,
     losses,
+    normalise,
     pool,
     random,
     reduce,
+    resample,
     shape,
     source,
 )

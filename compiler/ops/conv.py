@@ -95,7 +95,7 @@ def _pad_spatial(m, x, axes, lo, hi, interior):
     return m.pad(x, lo=spread(lo), hi=spread(hi), interior=spread(interior))
 
 
-def _turned(m, w, groups):
+def turned(m, w, groups):
     """Weights of the data gradient: input and output channels exchanged, the kernel rotated."""
     out, each, *kernel = w.shape
     if groups == 1:
@@ -117,7 +117,7 @@ def _conv2d_vjp(m, ct, y, x, w, *, stride, padding, dilation, groups, layout):
         # The gradient must come out at exactly the size of x, also where the stride left a rest.
         hi.append(x.shape[axis] + before - 1 - (ct.shape[axis] - 1) * s)
     spread = _pad_spatial(m, ct, axes, lo, hi, tuple(s - 1 for s in strides))
-    dx = m.conv2d(spread, _turned(m, w, groups), dilation=dilations, groups=groups, layout=layout)
+    dx = m.conv2d(spread, turned(m, w, groups), dilation=dilations, groups=groups, layout=layout)
     dw = m.conv2d_weight_grad(x, ct, kernel=kernel, stride=strides, padding=border,
                               dilation=dilations, groups=groups, layout=layout)
     return dx, dw

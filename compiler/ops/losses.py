@@ -108,6 +108,58 @@ def binary_cross_entropy(m, x, y):
     return m.mean(m.relu(x) - x * y + m.log1p(m.exp(-m.abs(x))))
 
 
+@composite("focal", attrs={"alpha": 0.25, "gamma": 2.0}, arity=2,
+           samples=("x:[3,4] y:+[3,4]", "x:[17] y:+[17] | gamma=0.0, alpha=0.5"), bad=WRONG,
+           torch="oracle.focal(a, b, alpha, gamma)")
+def focal(m, x, y, *, alpha, gamma):
+    """Mean binary cross-entropy of logits x, each weighted by how wrong it is.
+
+    With p the probability given to the truth: -a (1 - p) ** gamma log p, a = alpha where y is 1
+    and 1 - alpha where it is 0. Lin, Goyal, Girshick, He and Dollar (2017).
+    """
+    _check_same("focal", x, y)
+    p = m.sigmoid(x)
+    wrong = p * (1.0 - y) + (1.0 - p) * y
+    loss = m.relu(x) - x * y + m.log1p(m.exp(-m.abs(x)))
+    weight = y * (2 * alpha - 1) + (1 - alpha)
+    return m.mean(weight * m.pow(wrong, gamma) * loss)
+
+
+@composite("dice", attrs={"eps": 1.0}, arity=2,
+           samples=("x:[2,1,3,4] y:+[2,1,3,4]", "x:[3,7] y:+[3,7] | eps=0.1"), bad={
+               "E227": "x:[3,1] y:[3]", "E205": "x:[3,2] y:f64[3,2]", "E225": "x:[3] y:[3]"},
+           torch="oracle.dice(a, b, eps)")
+def dice(m, x, y, *, eps):
+    """1 - 2 |A B| / (|A| + |B|) of the mask sigmoid(x) and the truth y, the mean over examples.
+
+    `eps` is added above and below. Milletari, Navab and Ahmadi (2016).
+    """
+    _check_same("dice", x, y)
+    both, one, other = _overlap(m, "dice", m.sigmoid(x), y)
+    return m.mean(1.0 - (both * 2.0 + eps) / (one + other + eps))
+
+
+@composite("iou", attrs={"eps": 1e-6}, arity=2,
+           samples=("x:[2,1,3,4] y:+[2,1,3,4]", "x:[3,7] y:+[3,7] | eps=0.1"), bad={
+               "E227": "x:[3,1] y:[3]", "E205": "x:[3,2] y:f64[3,2]", "E225": "x:[3] y:[3]"},
+           torch="oracle.iou(a, b, eps)")
+def iou(m, x, y, *, eps):
+    """Intersection over union of the masks x > 0 and y > 1/2, the mean over examples; a metric."""
+    _check_same("iou", x, y)
+    found = m.cast(m.greater(x, 0.0), dtype=m.dtype_of(x))
+    truth = m.cast(m.greater(y, 0.5), dtype=m.dtype_of(y))
+    both, one, other = _overlap(m, "iou", found, truth)
+    return m.mean((both + eps) / (one + other - both + eps))
+
+
+def _overlap(m, name: str, x, y):
+    """Per example, the sums of x y, of x and of y."""
+    if len(x.shape) < 2:
+        raise OpError("E225", f"`{name}` takes [N, ...], not {shape_text(x.shape)}", "", (0, 1))
+    axes = tuple(range(1, len(x.shape)))
+    return m.sum(x * y, axis=axes), m.sum(x, axis=axes), m.sum(y, axis=axes)
+
+
 @composite("accuracy", attrs={"axis": 1}, arity=2,
            samples=("x:[4,5] y:i32[4]<5", "x:[2,5,3] y:i64[2,3]<5",
                     "x:[2,3,5] y:i32[2,3]<5 | axis=-1"),

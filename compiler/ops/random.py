@@ -61,14 +61,36 @@ primitive("uniform", "random", infer=_infer_uniform, numpy=_numpy_uniform,
               "row-major position.")
 
 
+def _check_share(name: str, p: float) -> None:
+    if not 0 <= p < 1:
+        raise OpError("E226", f"`{name}`: the probability is {p}, outside the range from 0 to 1",
+                      "p is the share that is dropped: 0 <= p < 1")
+
+
 @composite("dropout", attrs={"p": REQUIRED, "salt": 0}, arity=2,
            samples=("x:[3,4] r:i32[2] | p=0.5", "x:[17] r:i32[2] | p=0.1, salt=3",
                     "x:[5] r:i32[2] | p=0.0"),
            bad={"E226": "x:[3] r:i32[2] | p=1.0", "E204": "x:[3] r:[2] | p=0.5"})
 def dropout(m, x, rng, *, p, salt):
     """Zero with probability p, else x / (1 - p). Srivastava and others (2014)."""
-    if not 0 <= p < 1:
-        raise OpError("E226", f"`dropout`: the probability is {p}, outside the range from 0 to 1",
-                      "p is the share of elements dropped: 0 <= p < 1")
+    _check_share("dropout", p)
     keep = m.greater_equal(m.uniform(rng, shape=x.shape, salt=salt), p)
+    return m.select(keep, x / (1 - p), 0.0)
+
+
+@composite("channel_dropout", attrs={"p": REQUIRED, "salt": 0}, arity=2,
+           samples=("x:[2,3,4,2] r:i32[2] | p=0.5", "x:[3,5] r:i32[2] | p=0.1, salt=3"),
+           bad={"E226": "x:[3,4] r:i32[2] | p=1.0", "E204": "x:[3,4] r:[2] | p=0.5",
+                "E225": "x:[3] r:i32[2] | p=0.5"})
+def channel_dropout(m, x, rng, *, p, salt):
+    """Whole channels of [N, C, ...] are zeroed with probability p, the others scaled by 1/(1 - p).
+
+    Tompson, Goroshin, Jain, LeCun and Bregler (2015).
+    """
+    _check_share("channel_dropout", p)
+    if len(x.shape) < 2:
+        raise OpError("E225", f"`channel_dropout` takes [N, C, ...], not {shape_text(x.shape)}",
+                      "", (0,))
+    shape = (*x.shape[:2], *(1,) * (len(x.shape) - 2))
+    keep = m.greater_equal(m.uniform(rng, shape=shape, salt=salt), p)
     return m.select(keep, x / (1 - p), 0.0)

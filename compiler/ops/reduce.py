@@ -144,12 +144,3 @@ def argmax(m, x, *, axis):
     hit = m.logical_or(m.equal(x, top), m.not_equal(x, x))
     first = m.reduce_min(m.select(hit, place, 2**31 - 1), axes=(axis,))
     return m.reshape(first, shape=(*x.shape[:axis], *x.shape[axis + 1:]))
-
-
-@composite("layer_norm", attrs={"axis": -1, "eps": 1e-5}, arity=3,
-           samples=("x:[3,6] g:[6] b:[6]",), bad={"E210": "x:[3,6] g:[5] b:[6]"},
-           torch="torch.nn.functional.layer_norm(a, a.shape[-1:], b, c, eps)")
-def layer_norm(m, x, g, b, *, axis, eps):
-    """Normalise over `axis`, then scale and shift. Ba, Kiros and Hinton (2016)."""
-    d = x - m.mean(x, axis=axis, keepdims=True)
-    return d * m.rsqrt(m.mean(d * d, axis=axis, keepdims=True) + eps) * g + b

@@ -137,3 +137,27 @@ def _last_axis_first(sides):
 def one_hot(index, depth):
     """PyTorch's one_hot takes i64 and gives i64."""
     return torch.nn.functional.one_hot(index.long(), depth).float()
+
+
+def focal(x, y, alpha, gamma):
+    """As the paper writes it, with soft truths in between."""
+    p = torch.sigmoid(x)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
+    away = 1 - (p * y + (1 - p) * (1 - y))
+    return ((alpha * y + (1 - alpha) * (1 - y)) * away**gamma * loss).mean()
+
+
+def _overlap(x, y):
+    return (x * y).flatten(1).sum(1), x.flatten(1).sum(1), y.flatten(1).sum(1)
+
+
+def dice(x, y, eps):
+    """The loss of soft masks."""
+    both, one, other = _overlap(torch.sigmoid(x), y)
+    return (1 - (2 * both + eps) / (one + other + eps)).mean()
+
+
+def iou(x, y, eps):
+    """The figure of hard masks."""
+    both, one, other = _overlap((x > 0).to(x.dtype), (y > 0.5).to(y.dtype))
+    return ((both + eps) / (one + other - both + eps)).mean()

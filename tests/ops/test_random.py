@@ -65,3 +65,13 @@ def test_dropout_of_nothing_is_the_identity():
     x = np.arange(12, dtype=np.float32)
     y = OPS["dropout"].numpy(x, np.array([1, 2], np.int32), p=0.0, salt=0)
     np.testing.assert_array_equal(x, y)
+
+
+def test_channel_dropout_takes_whole_channels():
+    # A pixel's neighbours tell what it was, so zeroing pixels alone would drop little.
+    x = np.full((40, 50, 3, 2), 3, np.float32)
+    y = OPS["channel_dropout"].numpy(x, np.array([1, 2], np.int32), p=0.3, salt=0)
+    dropped = (y == 0).all((2, 3))
+    assert (dropped == (y == 0).any((2, 3))).all()
+    assert abs(dropped.mean() - 0.3) < 0.03
+    np.testing.assert_allclose(y[~dropped], 3 / 0.7, rtol=1e-6)

@@ -22,6 +22,7 @@ NO_SAMPLES = {
 NO_TORCH = {
     **NO_SAMPLES, "uniform": "the bits are our own: test_random",
     "dropout": "the bits are our own: test_random",
+    "channel_dropout": "the bits are our own: test_random",
 }
 FEW = {"iota": 30, "uniform": 30}  # operators with fewer free sizes
 
