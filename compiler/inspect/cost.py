@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lamina.compiler.errors import Span
-from lamina.compiler.inspect.receptive_field import Field, receptive_fields
+from lamina.compiler.inspect.receptive_field import KNOWN, Field, receptive_fields
 from lamina.compiler.ir.graph import Graph, Node
 from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.types import Dim, TensorType, divide_exactly, product
@@ -71,9 +71,10 @@ def summarize(graph: Graph) -> Summary:
 
 
 def expanded(graph: Graph) -> Graph:
-    """The graph with its composites replaced by what they are made of."""
+    """The graph with composites replaced, save those whose products or fields have a rule."""
     def rule(builder, node, inputs):
-        return expand(builder, node, inputs) if node.op.body else None
+        whole = node.op.body is None or node.op.macs is not None or node.op.name in KNOWN
+        return None if whole else expand(builder, node, inputs)
 
     while (next_graph := rewrite(graph, rule)) is not graph:
         graph = next_graph

@@ -8,8 +8,10 @@ convolutional neural networks" (2019).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim
@@ -18,24 +20,43 @@ from lamina.compiler.ops.conv import padding_pairs, pair
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The field along one axis."""
+    """The field along one axis. After upsampling units lie closer than positions: stride 1/2."""
 
     size: int
-    stride: int
+    stride: int | Fraction
     start: float
 
     def window(self, kernel: int, stride: int, before: Dim, dilation: int = 1) -> Axis:
         """The field after a window of `kernel` positions with `before` positions of padding."""
         reach = dilation * (kernel - 1)
         padding = before if isinstance(before, int) else 0
-        return Axis(self.size + reach * self.stride, self.stride * stride,
-                    self.start + (reach / 2 - padding) * self.stride)
+        return Axis(math.ceil(self.size + reach * self.stride), _whole(self.stride * stride),
+                    float(self.start + (reach / 2 - padding) * self.stride))
+
+    def spread(self, factor: int, seen: int, shift: float) -> Axis:
+        """The field where each position becomes `factor` units, each of which sees `seen` of them.
+
+        `shift` is where the first unit's centre lies, in new units from the first position's.
+        """
+        return Axis(math.ceil(self.size + (seen - 1) * self.stride),
+                    _whole(Fraction(self.stride) / factor),
+                    float(self.start + shift * self.stride / factor))
+
+    def cut(self, start: Dim, step: int) -> Axis:
+        """The field after positions before `start` are cut off and every `step`th is kept."""
+        first = start if isinstance(start, int) else 0
+        return Axis(self.size, _whole(self.stride * step), float(self.start + first * self.stride))
 
     def joined(self, other: Axis) -> Axis:
         """The field of a unit that sees both: from the first to the last position of either."""
         low = min(self.start - (self.size - 1) / 2, other.start - (other.size - 1) / 2)
         high = max(self.start + (self.size - 1) / 2, other.start + (other.size - 1) / 2)
         return Axis(int(high - low) + 1, max(self.stride, other.stride), (low + high) / 2)
+
+
+def _whole(stride: int | Fraction) -> int | Fraction:
+    """A stride as an integer where it is one."""
+    return int(stride) if stride == int(stride) else stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +142,55 @@ def _pad(node: Node, graph: Graph, field: Field) -> Field:
     return Field(field.height.window(1, 1, lo[2]), field.width.window(1, 1, lo[3]))
 
 
+def _slice(node: Node, graph: Graph, field: Field) -> Field:
+    if node.type.rank != 4:
+        return field
+    starts, steps = node.attributes["starts"], node.attributes["steps"]
+    return Field(field.height.cut(starts[2], steps[2]), field.width.cut(starts[3], steps[3]))
+
+
+def _conv_transpose(node: Node, graph: Graph, field: Field) -> Field:
+    attrs = node.attributes
+    kernel = graph.type(node.inputs[1]).shape[2:]
+    strides, dilations = pair("", "stride", attrs["stride"]), pair("", "", attrs["dilation"])
+    borders = padding_pairs(attrs["padding"])
+    axes = []
+    for axis, k, s, d, (before, _) in zip((field.height, field.width), kernel, strides, dilations,
+                                          borders, strict=True):
+        assert isinstance(k, int) and isinstance(before, int)
+        seen = max(len({t for t in range(k) if (t * d) % s == phase}) for phase in range(s))
+        far = 1 + (seen - 1) * d // math.gcd(s, d)  # from the first input seen to the last
+        axes.append(axis.spread(s, far, before - d * (k - 1) / 2))
+    return Field(*axes)
+
+
+def _upsample(node: Node, graph: Graph, field: Field) -> Field:
+    factors = pair("", "scale", node.attributes["scale"])
+    seen = 1 if node.attributes["mode"] == "nearest" else 2
+    axes = (axis.spread(s, seen if s > 1 else 1, -(s - 1) / 2)
+            for axis, s in zip((field.height, field.width), factors, strict=True))
+    return Field(*axes)
+
+
+def _adaptive(node: Node, graph: Graph, field: Field) -> Field:
+    counts = pair("", "windows", node.attributes["windows"])
+    sizes = graph.type(node.inputs[0]).shape[2:]
+    if counts == (1, 1):
+        return WHOLE
+    axes = []
+    for axis, count, n in zip((field.height, field.width), counts, sizes, strict=True):
+        if not isinstance(n, int):
+            return WHOLE
+        widest = max(-(-(i + 1) * n // count) - i * n // count for i in range(count))
+        axes.append(Axis(math.ceil(axis.size + (widest - 1) * axis.stride),
+                         _whole(axis.stride * Fraction(n, count)),
+                         float(axis.start + (n / count - 1) / 2 * axis.stride)))
+    return Field(*axes)
+
+
 _RULES: dict[str, Callable[[Node, Graph, Field], Field]] = {
     "conv2d": _convolution, "max_pool2d": _pool, "avg_pool2d": _pool, "pad": _pad,
+    "slice": _slice, "conv_transpose2d": _conv_transpose, "upsample2d": _upsample,
+    "adaptive_avg_pool2d": _adaptive,
 }
+KNOWN = frozenset(_RULES)  # operators that need not be taken apart

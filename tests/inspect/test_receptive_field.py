@@ -81,6 +81,10 @@ BODIES = {
     "uneven branches": "a = x -> conv(1, kernel=3, padding=1)\n"
                        "  b = x -> conv(1, kernel=[1, 5], padding=[0, 2])\n"
                        "  output y = a * b",
+    "cut": "output y = x[:, :, 3:, 2:19] -> conv(2, kernel=3)",
+    "every second": "output y = x[:, :, 1::2, ::3] -> conv(2, kernel=3)",
+    "cropped skip": "a = x -> conv(1, kernel=3) -> conv(1, kernel=3)\n"
+                    "  output y = ((x, a) -> crop) + a",
     "pixelwise": "output y = gelu(x) * 2 + 1",
 }
 
@@ -97,6 +101,34 @@ def test_fields_are_what_units_see(name):
             low, high = places.min(0), places.max(0)
             assert (low[0], high[0]) == claimed(claim.height, row, HEIGHT), (row, column)
             assert (low[1], high[1]) == claimed(claim.width, column, WIDTH), (row, column)
+
+
+UPSAMPLED = {
+    "transposed": "conv_transpose(1, kernel=2, stride=2)",
+    "transposed, wide": "conv_transpose(1, kernel=5, stride=2, padding=1)",
+    "transposed, dilated": "conv_transpose(1, kernel=3, stride=2, dilation=3)",
+    "nearest": "upsample(3)",
+    "bilinear": 'upsample(2, mode="bilinear")',
+    "down and up": "conv(1, kernel=3, stride=2) -> conv_transpose(1, kernel=2, stride=2) "
+                   "-> conv(1, kernel=3)",
+    "adaptive": "adaptive_avgpool(4)",
+}
+
+
+@pytest.mark.parametrize("name", UPSAMPLED)
+def test_fields_after_upsampling(name):
+    # Units then differ by their phase: the field is the largest, its centre that of the mean.
+    model = net(f"  output y = x -> {UPSAMPLED[name]}")
+    claim, touched = field(model), seen(model)
+    for axis, other, length in (("height", 1, HEIGHT), ("width", 0, WIDTH)):
+        along = touched.any((other, other + 2))
+        spans = [np.argwhere(along[:, unit]).ravel() for unit in range(along.shape[1])]
+        inner = [(unit, span.min(), span.max()) for unit, span in enumerate(spans)
+                 if span.size and span.min() > 0 and span.max() < length - 1]
+        found = getattr(claim, axis)
+        assert max(high - low + 1 for _, low, high in inner) == found.size
+        away = [(low + high) / 2 - found.start - unit * found.stride for unit, low, high in inner]
+        assert abs(np.mean(away)) < 0.5 and np.ptp(away) <= 2
 
 
 @pytest.mark.parametrize("body", [
