@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["CompileError", "File", "Net", "load", "loads", "version"]
 
 
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
 def __getattr__(name: str):
     """The public names, imported when first used: a kernel builder needs none of them."""
     if name not in __all__:

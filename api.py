@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -28,7 +27,7 @@ from lamina.compiler.frontend.values import Definition
 from lamina.compiler.inspect.cost import Summary, summarize
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.text import format_graph
-from lamina.compiler.ir.types import TensorType, to_size
+from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
 from lamina.compiler.options import TARGETS, Options, from_environment
@@ -88,6 +87,10 @@ class File:
     def __init__(self, module: Module):
         self.module = module
 
+    def __repr__(self) -> str:
+        recipes = f"; recipes: {', '.join(self.recipes)}" if self.recipes else ""
+        return f"<File with models: {', '.join(self.models)}{recipes}>"
+
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models in order."""
@@ -131,6 +134,9 @@ class Net:
         self.module, self.definition, self.call = module, definition, call
         self.sizes = dict(sizes or {})
 
+    def __repr__(self) -> str:
+        return f"<{self.graph.name}: {_signature(self.inputs)} -> {_signature(self.outputs)}>"
+
     def build(self, training: bool = False, objective: Objective | None = None) -> Build:
         """The model as a graph, with a loss and metrics if asked for. Raises CompileError."""
         return build(self.module, self.definition, self.call, training=training, sizes=self.sizes,
@@ -167,8 +173,11 @@ class Net:
     def init(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Initial values by path: parameters and running statistics, float32.
 
-        A parameter's values depend on the seed and its path alone.
+        A parameter's values depend on the seed and its path alone. Raises ValueError for a seed
+        that is not a whole number from 0.
         """
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"a seed is a whole number from 0, not {seed!r}")
         return initial_values(self.graph, seed)
 
     def stages(self, train: bool = False) -> list[Stage]:
@@ -192,7 +201,8 @@ class Net:
         made = self.build(train, Objective(parse_expression(loss)))
         wrt = {key: made.graph.params[key] for key in trainable(made.graph)}
         graph = add_gradients(made.graph, "loss", wrt)
-        return Gradient(graph, tuple(wrt), _options(target, threads))
+        limits = index_limits(made.graph)  # differentiation takes the losses apart
+        return Gradient(graph, tuple(wrt), limits, _options(target, threads))
 
 
 def parse_expression(text: str) -> Any:
@@ -223,13 +233,15 @@ class Run:
     def __init__(self, graph: Graph, options: Options):
         self.graph = graph
         self.runner = make_runner(graph, options)
-        self._weights: Mapping[str, np.ndarray] | None = None
+        self.limits = index_limits(graph)
 
     def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any) -> dict[str, np.ndarray]:
         """Outputs by name. Raises ValueError or KeyError for what does not fit."""
         _require_weights(self.graph, weights)
         typed = {name: np.asarray(value) for name, value in inputs.items()}
         _require_inputs(self.graph, typed)
+        typed = {name: _as_index(name, value, self.graph, self.limits.get(name, 0))
+                 for name, value in typed.items()}
         self.runner.set_params({key: weights[key] for key in self.graph.params})
         outputs = self.runner.run(typed)
         return {name: value for name, value in outputs.items() if not name.startswith("update:")}
@@ -260,12 +272,27 @@ def _require_inputs(graph: Graph, inputs: Mapping[str, np.ndarray]) -> None:
                              f"convert it: np.asarray({name}, np.{wanted})")
 
 
+def _as_index(name: str, value: np.ndarray, graph: Graph, limit: int) -> np.ndarray:
+    """Whole numbers in the input's own type. Raises ValueError for one outside the table."""
+    dtype = graph.type(graph.inputs[name]).dtype
+    if dtype not in ("i32", "i64") or name == "rng" or not value.size:
+        return value
+    least, most = value.min(), value.max()
+    high = limit - 1 if limit else np.iinfo(NUMPY_TYPES[dtype]).max
+    low = 0 if limit else np.iinfo(NUMPY_TYPES[dtype]).min
+    if least < low or most > high:
+        wrong = least if least < low else most
+        raise ValueError(f"input {name!r} holds {wrong}; its values run from {low} to {high}")
+    return value.astype(NUMPY_TYPES[dtype], copy=False)
+
+
 class Gradient(Run):
     """A compiled loss with gradients."""
 
-    def __init__(self, graph: Graph, keys: tuple[str, ...], options: Options):
+    def __init__(self, graph: Graph, keys: tuple[str, ...], limits: Mapping[str, int],
+                 options: Options):
         super().__init__(graph, options)
-        self.keys = keys
+        self.keys, self.limits = keys, limits
 
     def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any):  # type: ignore[override]
         """(loss, gradients by path)."""
@@ -312,20 +339,22 @@ class Training:
         """Initial parameters and running statistics."""
         return initial_values(self.evaluation.graph, self.recipe.seed)
 
-    def fingerprint(self) -> str:
-        """A hash of everything that the trained bits depend on, besides the data's files."""
+    def facts(self) -> dict[str, str]:
+        """Everything that the trained bits depend on, besides the data's files, by name."""
         recipe = self.recipe
-        facts = {
-            "graph": format_graph(self.forward.graph), "seed": recipe.seed,
-            "batch": recipe.batch, "clip": recipe.clip,
-            "phases": [(p.name, p.epochs, p.optimizer.name, p.optimizer.settings,
-                        p.schedule and (p.schedule.name, p.schedule.args, p.schedule.settings),
-                        sorted(self.frozen(index))) for index, p in enumerate(recipe.phases)],
-            "pipelines": {name: [(c.name, c.args, c.settings) for c in calls]
-                          for name, calls in recipe.data.items()},
-        }
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        text = format_graph(self.forward.graph)
+        facts = {"model": hashlib.sha256(text.encode()).hexdigest(), "seed": str(recipe.seed),
+                 "batch": str(recipe.batch), "clip": str(recipe.clip)}
+        for index, phase in enumerate(recipe.phases):
+            name = f"{phase.name}." if len(recipe.phases) > 1 else ""
+            frozen = ", ".join(sorted(self.frozen(index)))
+            facts |= {f"{name}epochs": str(phase.epochs), f"{name}frozen": frozen,
+                      f"{name}optimizer": _written(phase.optimizer)}
+            if phase.schedule is not None:
+                facts[f"{name}schedule"] = _written(phase.schedule)
+        for name, calls in recipe.data.items():
+            facts[f"data {name}"] = " -> ".join(map(_written, calls))
+        return facts
 
     def job(self) -> Job:
         """The recipe as plain data for the runtime."""
@@ -339,7 +368,7 @@ class Training:
             model=recipe.model.name, recipe=recipe.name, train=_pipeline(recipe, "train"),
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
             valid=_pipeline(recipe, "valid"), seed=recipe.seed,
-            metrics=tuple(recipe.objective.metrics), keep=keep, fingerprint=self.fingerprint(),
+            metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
             folder=str(self.module.folder or "."), version=version())
 
     def _inputs(self) -> list[Input]:
@@ -349,12 +378,28 @@ class Training:
         return [_input(graph, name) for name in names]
 
 
+def _written(call: recipes.Call) -> str:
+    """A call as one would write it."""
+    words = [repr(arg) for arg in call.args]
+    words += [f"{name}={value!r}" for name, value in call.settings.items()]
+    return f"{call.name}({', '.join(words)})"
+
+
 def _input(graph: Graph, name: str) -> Input:
     type = graph.type(graph.inputs[name])
     shape = tuple(size if isinstance(size, (int, str)) else str(size)
                   for size in map(to_size, type.shape))
     limit = _classes(graph, name) if type.dtype in ("i32", "i64") else 0
     return Input(name, type.dtype, shape, limit)
+
+
+def index_limits(graph: Graph) -> dict[str, int]:
+    """How many values each integer input may take, where the graph says."""
+    return {name: limit for name in graph.inputs if (limit := _classes(graph, name))}
+
+
+def _signature(types: Mapping[str, TensorType]) -> str:
+    return ", ".join(f"{name}: {type}" for name, type in types.items())
 
 
 def _classes(graph: Graph, name: str) -> int:

@@ -47,7 +47,10 @@ def guarded(command: Callable) -> Callable:
         except Failure as error:
             console.print_failure(error, _split(str(kwargs.get("file", "")))[0])
         except MemoryError as error:
-            console.print_error(f"out of memory: {error}", "use a smaller batch: -o batch=16")
+            run = "arena" in str(error)  # a plan says so; else it is the weights themselves
+            console.print_error(f"out of memory: {error}", "use a smaller batch: -o batch=16"
+                                if run else "the weights alone are too large for this machine: "
+                                "`lamina shapes` shows where they are")
         except BrokenPipeError:
             console.drop_output()
         except KeyboardInterrupt:
@@ -104,9 +107,9 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
         if text == source.text:
             continue
         changed += 1
-        click.echo(f"{'would change' if only_check else 'formatted'} {name}")
         if not only_check:
             _replace(Path(name), text)
+        click.echo(f"{'would change' if only_check else 'formatted'} {name}")
     sys.exit(1 if only_check and changed else 0)
 
 
@@ -134,7 +137,9 @@ def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], why: s
         paths = [scope.path for scope in net.graph.scopes]
         if why not in paths:
             _fail(f"no layer has the path `{why}`", why, paths)
-        click.echo("\n".join(explain_sizes(net.graph, why)))
+        lines = explain_sizes(net.graph, why)
+        console.print_json({"layer": why, "sizes": lines}) if as_json else \
+            click.echo("\n".join(lines))
         return
     summary = net.summary()
     if as_json:
@@ -316,12 +321,17 @@ def info(as_json: bool) -> None:
 
 
 @cache.command()
+@JSON
 @guarded
-def clear() -> None:
+def clear(as_json: bool) -> None:
     """Remove all compiled kernels."""
     from lamina.commands.facts import open_cache
 
-    click.echo(f"removed {open_cache(from_environment()).clear()} files")
+    opened = open_cache(from_environment())
+    if opened.warning:
+        click.echo(f"warning: {opened.warning}", err=True)
+    removed = opened.clear()
+    console.print_json({"removed": removed}) if as_json else click.echo(f"removed {removed} files")
 
 
 @main.command()

@@ -57,27 +57,43 @@ def _field_json(field: Field | None) -> dict[str, Any] | None:
 def print_summary(summary: Summary) -> None:
     """The layer table with its totals."""
     console = _console()
-    for hidden in ((), ("op",), ("op", "line"), ("op", "line", "field")):
-        table = _layer_table(summary, hidden)
-        if console.measure(table).maximum <= console.width:
+    for hidden in HIDDEN:
+        fits = _table_width(summary, hidden) <= console.width
+        if fits:
             break
-    console.print(table)
+    console.print(_layer_table(summary, hidden, fold=not fits))
     buffers = f" and {summary.buffers:,} running statistics" if summary.buffers else ""
+    if summary.unused:
+        more = f" and {len(summary.unused) - 3} more" if len(summary.unused) > 3 else ""
+        console.print(f"no output needs {escape(', '.join(summary.unused[:3]))}{more}")
     console.print(f"{summary.parameters:,} parameters{buffers}, "
                   f"{escape(count_text(summary.macs))} multiply-accumulates per example "
                   "(1 MAC = 2 FLOPs)", highlight=False)
 
 
+# What a narrow terminal does without, step by step; then paths and shapes take several lines.
+HIDDEN = ((), ("op",), ("op", "line"), ("op", "line", "field"), ("op", "line", "field", "MACs"))
 COLUMNS = {"layer": "left", "op": "left", "output": "left", "parameters": "right",
            "MACs": "right", "field": "right", "line": "right"}
 
 
-def _layer_table(summary: Summary, hidden: tuple[str, ...]) -> Table:
-    """The layer table without some columns, for a narrow terminal."""
+def _table_width(summary: Summary, hidden: tuple[str, ...]) -> int:
+    """The columns of a terminal that a table takes when no line is folded."""
+    rows = [tuple(COLUMNS), *(_cells(row) for row in summary.layers)]
+    widths = [max(len(cell) for cell in column) + 2
+              for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)
+              if name not in hidden]
+    return sum(widths) - 2
+
+
+def _layer_table(summary: Summary, hidden: tuple[str, ...], fold: bool) -> Table:
+    """The layer table without some columns; `fold`: paths and shapes may take several lines."""
     table = Table(title=escape(summary.model), title_justify="left", box=None, pad_edge=False)
     for name, justify in COLUMNS.items():
         if name not in hidden:
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            folds = fold and name in ("layer", "output")
+            table.add_column(name, justify=justify, no_wrap=not folds,  # type: ignore[arg-type]
+                             overflow="fold", min_width=12 if folds else None)
     for row in summary.layers:
         cells = dict(zip(COLUMNS, _cells(row), strict=True))
         table.add_row(*(text for name, text in cells.items() if name not in hidden))

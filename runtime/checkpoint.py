@@ -25,7 +25,7 @@ import safetensors.numpy
 
 from lamina.runtime.errors import Failure, reason, show
 
-FORMAT = 1
+FORMAT = 2
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 CODES: dict[str, str] = {
     "E701": "no checkpoint or weights",
@@ -61,7 +61,7 @@ class State:
 
     model: str
     recipe: str
-    fingerprint: str
+    facts: tuple[tuple[str, str], ...]
     seed: int
     step: int = 0
     phase: int = 0
@@ -101,6 +101,12 @@ def save_last(folder: Path, state: State, params: Mapping[str, np.ndarray]) -> P
             os.unlink(temporary)
         raise _cannot_write(path, error) from error
     return path
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged last checkpoint, so that it does not take the place of the one before."""
+    with contextlib.suppress(OSError):
+        os.replace(folder / LAST, folder / f"damaged-{LAST}")
 
 
 def save_best(folder: Path, state: State, params: Mapping[str, np.ndarray]) -> Path:
@@ -330,6 +336,8 @@ def _state(text: str) -> State:
     values = json.loads(text)
     del values["format"]
     values["sums"] = tuple((name, float(total)) for name, total in values["sums"])
+    values.pop("fingerprint", None)  # what format 1 had in their place
+    values["facts"] = tuple((str(name), str(text)) for name, text in values.get("facts", ()))
     values["classes"] = tuple(map(str, values["classes"]))
     state = State(**values)
     counts = (state.step, state.phase, state.phase_step, state.epoch, state.position)

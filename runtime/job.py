@@ -49,7 +49,8 @@ class Keep:
 class Job:
     """A recipe as plain data.
 
-    `fingerprint` identifies the text of model and recipe: a run only goes on with the same one.
+    `facts` are settings and hashes by name: a run only goes on with the same ones, save that its
+    last phase may be given more epochs.
     `folder`: where relative paths of data start. Without `valid` there is no evaluation, and
     "best" goes by the training averages.
     """
@@ -64,7 +65,7 @@ class Job:
     seed: int = 0
     metrics: tuple[str, ...] = ()
     keep: Keep = Keep()
-    fingerprint: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
     folder: str = ""
     version: str = ""
 

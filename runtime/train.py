@@ -6,6 +6,7 @@ initial parameters: killed and resumed at any point it ends with the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import math
 import os
@@ -31,6 +32,7 @@ from lamina.runtime.checkpoint import (
     load_last,
     save_best,
     save_last,
+    set_aside,
 )
 from lamina.runtime.data.batches import Batch, Batches, prefetch
 from lamina.runtime.data.dataset import Dataset, Input, feed, open_data, require_classes
@@ -366,12 +368,18 @@ class _Run:
         state = found.state
         if found.warning:
             self.report(Warned(found.warning))
-        if (state.fingerprint, state.seed) != (self.job.fingerprint, self.job.seed):
+            set_aside(self.out)
+        changed = _changes({**dict(state.facts), "seed": str(state.seed)},
+                           {**dict(self.job.facts), "seed": str(self.job.seed)})
+        longer = self._prolonged(changed, state)
+        if changed and not longer:
             raise CheckpointError(
-                "E707", f"{show(found.path)} was written with another text of model or recipe "
-                f"({show(state.recipe)} for {show(state.model)}), or another setting",
+                "E707", f"{show(found.path)} was written for {show(state.recipe)} of "
+                f"{show(state.model)} with other settings: {_listed(changed)}",
                 "go on with the same text and settings, or start afresh in another folder",
             )
+        if longer:
+            self.report(Warned(f"{longer}; the schedule is that of the longer run"))
         if state.length != len(self.data):
             raise CheckpointError(
                 "E707", f"the training data has changed: {state.length:,} examples when "
@@ -379,6 +387,15 @@ class _Run:
                 "go on with the same data, or start afresh in another folder",
             )
         return found
+
+    def _prolonged(self, changed: Mapping[str, tuple[str, str]], state: State) -> str:
+        """What to tell when only the last phase has been given more epochs, else nothing."""
+        phases = self.job.phases
+        name = f"{phases[-1].name}.epochs" if len(phases) > 1 else "epochs"
+        if set(changed) != {name} or state.phase != len(phases) - 1:
+            return ""
+        before, now = changed[name]
+        return f"epochs {before} became {now}" if int(now) > int(before or 0) else ""
 
     def _restore(self, found: Checkpoint) -> None:
         state = found.state
@@ -392,7 +409,7 @@ class _Run:
     def _state(self) -> State:
         job, at = self.job, self.at
         return State(
-            job.model, job.recipe, job.fingerprint, job.seed, at.step, at.phase, at.phase_step,
+            job.model, job.recipe, job.facts, job.seed, at.step, at.phase, at.phase_step,
             at.epoch, at.position, at.examples, tuple(at.sums.items()), at.best, at.best_epoch,
             job.version, len(self.data), self.data.classes,
         )
@@ -475,6 +492,15 @@ def _locked(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+        _remove_if_empty(out)
+
+
+def _remove_if_empty(out: Path) -> None:
+    """A run that was refused leaves no folder behind."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in out.iterdir()] == [".lock"]:
+            (out / ".lock").unlink()
+            out.rmdir()
 
 
 def _lock(handle: int, out: Path) -> None:
@@ -485,6 +511,20 @@ def _lock(handle: int, out: Path) -> None:
                          "wait for it, or choose another folder") from None
     except OSError:
         return  # a file system without locks: go on without
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Settings that differ: what they were and what they are, "" for nothing."""
+    names = [*before, *(name for name in now if name not in before)]
+    return {name: (before.get(name, ""), now.get(name, "")) for name in names
+            if before.get(name, "") != now.get(name, "")}
+
+
+def _listed(changed: Mapping[str, tuple[str, str]]) -> str:
+    if "model" in changed:
+        return "the model's text has changed"
+    return "; ".join(f"{show(name)} was {show(old) or 'not given'}, is {show(new) or 'not given'}"
+                     for name, (old, new) in changed.items())
 
 
 @contextmanager

@@ -376,3 +376,40 @@ def test_readme_example_runs():
     exec(code, names)
     image = np.zeros((2, 1, 32, 32), np.float32)
     assert names["run"](names["weights"], image=image)["logits"].shape == (2, 10)
+
+
+def test_indices_outside_their_table_are_refused():
+    """A label of 10 among 10 classes would lower the loss and say nothing."""
+    text = """model M {
+  input token: i32[B]
+  output logits = token -> embed(7, 4) -> linear(3)
+}
+"""
+    net = lamina.loads(text).M()
+    weights = net.init(0)
+    for target in ("cpu", "numpy"):
+        run = net.compile(target=target)
+        assert run(weights, token=np.array([0, 6]))["logits"].shape == (2, 3)  # int64 is converted
+        for token in (7, -1):
+            with pytest.raises(ValueError, match=f"holds {token}; its values run from 0 to 6"):
+                run(weights, token=np.array([0, token], np.int32))
+        grad = net.value_and_grad("cross_entropy(logits, label)", target=target)
+        with pytest.raises(ValueError, match="'label' holds 3; its values run from 0 to 2"):
+            grad(weights, token=np.array([0, 1]), label=np.array([0, 3]))
+
+
+def test_seeds_are_whole_numbers():
+    """Anything else would make weights that no one can make again."""
+    net = lamina.load("lenet5").LeNet5()
+    for seed in ("a", 1.5, -1, True):
+        with pytest.raises(ValueError, match="a seed is a whole number"):
+            net.init(seed=seed)
+
+
+def test_things_say_what_they_are():
+    """A prompt shows the repr, and completion the directory."""
+    file = lamina.load("lenet5")
+    assert repr(file) == "<File with models: LeNet5; recipes: digits>"
+    assert repr(file.LeNet5()) == "<LeNet5: image: f32[B, 1, 32, 32] -> logits: f32[B, 10]>"
+    assert repr(file.LeNet5().graph).startswith("<Graph LeNet5 of ")
+    assert "load" in dir(lamina)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from lamina.cli import main
+from lamina.commands import views
 from lamina.runtime.data.sources import mnist
 
 SMALL = """model Small(hidden: int = 16) {
@@ -303,3 +305,23 @@ def test_weights_of_a_recipe_are_loaded_by_pattern(trained, place):
     after = load_file("tuned/last.safetensors")
     assert np.array_equal(before["fc.weight"], after["body.weight"])
     assert not any(key.startswith("optimizer/body") for key in after)
+
+
+@pytest.mark.parametrize("columns", [50, 60, 80, 100])
+def test_no_number_is_cut_in_a_narrow_terminal(columns, monkeypatch):
+    # Half a number is a wrong number; half a path names another layer.
+    monkeypatch.setattr(views, "_console", lambda: Console(width=columns, highlight=False))
+    code, text = run("shapes", "resnet#ResNet18", "--input", "image=1x3x224x224")
+    assert code == 0
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= columns
+    assert "2,359,296" in text and "11,689,512 parameters" in text.replace("\n", " ")
+
+
+def test_parameters_that_nothing_needs_are_named(place):
+    # The total counts them, no row of the table does.
+    Path("idle.lam").write_text("model M {\n  input x: f32[B, 8]\n  h = x -> linear(8)\n"
+                                "  unused = h -> idle: linear(3)\n  output y = h\n}\n")
+    code, text = run("shapes", "idle.lam")
+    assert code == 0
+    assert "no output needs idle.weight, idle.bias" in text

@@ -31,13 +31,14 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The layer table with its totals."""
+    """The layer table with its totals; `unused` are parameters that no output needs."""
 
     model: str
     layers: tuple[LayerRow, ...]
     parameters: int
     buffers: int
     macs: Dim
+    unused: tuple[str, ...] = ()
 
 
 def summarize(graph: Graph) -> Summary:
@@ -65,9 +66,10 @@ def summarize(graph: Graph) -> Summary:
             sum((macs[path] for path in inside), start=0), fields.get(results[scope.path]),
             scope.span.line if scope.span else 0, scope.span))
     trained = [node for node in keys.values() if _trains(node)]
+    unused = tuple(key for key, node in keys.items() if _trains(node) and not graph.users(node))
     return Summary(graph.name, tuple(rows), sum(map(_size, trained)),
                    sum(_size(node) for node in keys.values() if not _trains(node)),
-                   sum(macs.values(), start=0))
+                   sum(macs.values(), start=0), unused)
 
 
 def expanded(graph: Graph) -> Graph:

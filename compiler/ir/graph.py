@@ -85,6 +85,10 @@ class Graph:
                 net.add_edge(value.node, node.id, key=index, port=value.port)
         return networkx.freeze(net)
 
+    def __repr__(self) -> str:
+        outputs = ", ".join(f"{name}: {self.type(value)}" for name, value in self.outputs)
+        return f"<Graph {self.name} of {len(self.nodes)} nodes; outputs: {outputs}>"
+
     def node(self, value: Value | int) -> Node:
         """The node of a value or id."""
         return self._by_id[value.node if isinstance(value, Value) else value]

@@ -28,7 +28,8 @@ from lamina.runtime.checkpoint import (
     save_last,
 )
 
-STATE = State("LeNet5", "digits", "abc", 1998, 7, 1, 3, 2, 5, 160, (("loss", 0.1 + 0.2),), 0.75, 2)
+STATE = State("LeNet5", "digits", (("model", "abc"),), 1998, 7, 1, 3, 2, 5, 160,
+              (("loss", 0.1 + 0.2),), 0.75, 2)
 
 
 def params(value=1.0):
@@ -130,7 +131,7 @@ def test_a_newer_format_is_not_called_damage(tmp_path):
     save_last(tmp_path, STATE, params())
     save_last(tmp_path, STATE, params())
     data = (tmp_path / LAST).read_bytes()
-    (tmp_path / LAST).write_bytes(data.replace(b'\\"format\\":1', b'\\"format\\":2'))
+    (tmp_path / LAST).write_bytes(data.replace(b'\\"format\\":2', b'\\"format\\":3'))
     assert code_of(load_last, tmp_path) == "E705"
 
 

@@ -242,10 +242,46 @@ def stop_at(step):
     return report
 
 
+def test_the_message_lists_what_changed(tmp_path):
+    """One wants to know which of a dozen settings it is."""
+    run(tmp_path, toy.job((1,), facts=(("batch", "32"), ("epochs", "1"))))
+    changed = (("batch", "64"), ("epochs", "1"), ("schedule", "cosine()"))
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path, toy.job((1,), facts=changed), resume=True)
+    assert "batch was 32, is 64; schedule was not given, is cosine()" in caught.value.message
+
+
+def test_a_run_can_be_prolonged(tmp_path):
+    """More epochs for a run that is done is the commonest wish of all."""
+    run(tmp_path, toy.job((1,), facts=(("epochs", "1"),)))
+    job = toy.job((2,), facts=(("epochs", "2"),))
+    result, told = run(tmp_path, job, resume=True)
+    assert result.state.epoch == 2
+    assert any(isinstance(event, Warned) and "epochs 1 became 2" in event.message for event in told)
+    with pytest.raises(CheckpointError, match="epochs was 2, is 1"):
+        run(tmp_path, toy.job((1,), facts=(("epochs", "1"),)), resume=True)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_sound_one(tmp_path):
+    """Damaged a second time, a run would otherwise have nothing left to go on from."""
+    run(tmp_path, toy.job((1,)))
+    for _ in range(2):
+        (tmp_path / checkpoint.LAST).write_bytes(b"no checkpoint")
+        run(tmp_path, toy.job((1,)), resume=True)
+        checkpoint.load(tmp_path / checkpoint.PREVIOUS)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    """Empty folders pile up and look like runs."""
+    with pytest.raises(DataError):
+        run(tmp_path / "new", toy.job((1,), train=(Stage("mnist", ("train",)),)))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_changed_recipe_or_model_does_not_resume(tmp_path):
     """Going on with other text would be neither the old run nor the new one."""
     run(tmp_path, toy.job((1,)))
-    for change in ({"fingerprint": "toy-2"}, {"seed": 8}):
+    for change in ({"facts": (("model", "toy-2"),)}, {"seed": 8}):
         with pytest.raises(CheckpointError) as caught:
             run(tmp_path, toy.job((1,), **change), resume=True)
         assert caught.value.code == "E707"

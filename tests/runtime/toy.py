@@ -31,7 +31,7 @@ def job(epochs=(1, 1), batch=32, **changes) -> Job:
         "seed": 7,
         "metrics": ("acc",),
         "keep": Keep("best", "acc", True),
-        "fingerprint": "toy-1",
+        "facts": (("model", "toy-1"), ("epochs", "3")),
     }
     return Job(**{**fields, **changes})
 
