@@ -50,8 +50,8 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     flops *= 3 if mode == "train" else 1
     return {
         "model": net.definition.name, "target": options.target, "mode": mode, "batch": batch,
-        "threads": getattr(runner, "threads", 1), "median_s": median, "min_s": least,
-        "compile_s": compiled, "start_s": started,
+        "input": _sizes_text(forward, batch), "threads": getattr(runner, "threads", 1),
+        "median_s": median, "min_s": least, "compile_s": compiled, "start_s": started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
         "arena_mb": _arena(runner, program, batch), "gflops": float(flops) / median / 1e9,
         "gemm_gflops": gemm_rate(options) if options.target == "cpu" else None,
@@ -93,6 +93,14 @@ def example_sizes(graph: Graph, batch: int) -> dict[str, int]:
             for symbol in symbols_of(size):
                 sizes.setdefault(symbol.name, batch if axis == 0 else 224)
     return sizes
+
+
+def _sizes_text(graph: Graph, batch: int) -> str:
+    """The sizes that were run, as --input takes them: image=64x1x32x32."""
+    sizes = example_sizes(graph, batch)
+    return " ".join(
+        f"{name}={'x'.join(str(substitute(size, sizes)) for size in graph.type(value).shape)}"
+        for name, value in graph.inputs.items())
 
 
 def example_inputs(graph: Graph, batch: int) -> dict[str, np.ndarray]:

@@ -83,9 +83,10 @@ def kernels_text(program: Program) -> str:
 def memory_text(program: Program, sizes: dict[str, int]) -> str:
     """The arena: each buffer's place, size and lifetime, and what sets the peak."""
     plan = make_plan(program, {**sizes, THREADS: 1})
+    given = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "all sizes known"
     steps = max(1, len(program.steps))
     rows = sorted(plan.offsets, key=lambda root: (plan.lives[root][0], plan.offsets[root]))
-    lines = [f"arena {plan.arena_bytes:,} bytes for {sizes}, {len(program.steps)} steps",
+    lines = [f"arena {plan.arena_bytes:,} bytes for {given}, {len(program.steps)} steps",
              f"{'offset':>12} {'bytes':>12}  first-last  lifetime"]
     for root in rows:
         first, last = plan.lives[root]

@@ -276,7 +276,7 @@ def test_bench_has_the_documented_keys():
                      "--json")
     assert code == 0
     assert set(json.loads(text)) == {
-        "model", "target", "mode", "batch", "threads", "median_s", "min_s", "compile_s",
+        "model", "target", "mode", "batch", "input", "threads", "median_s", "min_s", "compile_s",
         "start_s", "peak_rss_mb", "arena_mb", "gflops", "gemm_gflops"}
 
 
