@@ -172,7 +172,8 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     if as_json:
         console.print_json(figures)
     else:
-        views.print_result(training.recipe.keep, result)
+        held_out = bool(training.recipe.data.get("valid"))
+        views.print_result(training.recipe.keep, held_out, result)
     sys.exit(result.exit_code)
 
 

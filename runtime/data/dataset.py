@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.sources import SOURCES, Source
+from lamina.runtime.data.sources import SOURCES, Source, check_source
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
@@ -31,7 +31,8 @@ class Input:
 
     `shape` has the batch first; a name stands for any size (the same one wherever it occurs).
     `limit`: values must lie in 0 to limit - 1 (labels, token numbers); 0 means not checked.
-    `field`: the data's field; when empty, the one of the input's name, else the one at its place.
+    `field`: the data's field; when empty, the one of the input's name, else one that no other
+    input claims by its name.
     """
 
     key: str
@@ -136,12 +137,21 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
     first = stages[0]
     if first.name not in SOURCES:
         _not_a_source(first)
-    check_call(first, SOURCES[first.name], folder=Path())
+    bound = check_call(first, SOURCES[first.name], folder=Path())
+    _at_line(first, lambda: check_source(first.name, bound.arguments))
     for stage in stages[1:]:
         _check_transform(stage)
     if first.name == "arrays":
         return tuple(key for key, _ in first.kwargs if key != "file")
     return _FIELDS
+
+
+def _at_line(stage: Stage, check: Callable[[], None]) -> None:
+    try:
+        check()
+    except DataError as error:
+        error.line = error.line or stage.line
+        raise
 
 
 def _check_transform(stage: Stage) -> None:
@@ -170,10 +180,9 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, typ
     Looks at one example and, for a `limit`, at all labels. Raises DataError E609 (size), E610
     (label out of range), E611 (missing field or wrong type).
     """
-    plan = tuple(
-        (_field_of(dataset, entry, place), entry.key, _DTYPES[entry.dtype])
-        for place, entry in enumerate(inputs)
-    )
+    names = _match_fields(dataset.fields, inputs)
+    plan = tuple((name, entry.key, _DTYPES[entry.dtype])
+                 for name, entry in zip(names, inputs, strict=True))
     example = dataset.fetch(np.array([0]))
     symbols: dict[str, int] = {}
     for (name, _, kind), entry in zip(plan, inputs, strict=True):
@@ -203,16 +212,27 @@ def require_classes(dataset: Dataset, classes: Sequence[str]) -> None:
                     "give both the same class folders")
 
 
-def _field_of(dataset: Dataset, entry: Input, place: int) -> str:
-    fields = dataset.fields
-    wanted = entry.field or (entry.key if entry.key in fields else "")
-    if wanted and wanted in fields:
-        return wanted
-    if not wanted and place < len(fields):
-        return fields[place]
+def _match_fields(fields: Sequence[str], inputs: Sequence[Input]) -> list[str]:
+    """The field of each input: by name, else the one that is left where that is unambiguous."""
+    wanted = [entry.field or (entry.key if entry.key in fields else "") for entry in inputs]
+    left = [field for field in fields if field not in wanted]
+    lost = [entry for entry, name in zip(inputs, wanted, strict=True) if not name]
+    sure = len(left) == len(lost) == 1 or tuple(fields) == _FIELDS  # pictures go by place
+    rest = iter(left if sure else ())
+    found = [name or next(rest, "") for name in wanted]
+    for entry, name in zip(inputs, found, strict=True):
+        if name not in fields:
+            raise _no_field(entry, fields, left)
+    return found
+
+
+def _no_field(entry: Input, fields: Sequence[str], left: Sequence[str]) -> DataError:
+    close = did_you_mean(entry.field or entry.key, left)
     listed = ", ".join(f"`{show(field)}`" for field in fields)
-    raise DataError("E611", f"no field of the data feeds the model's input `{show(entry.key)}`",
-                    f"the data has {listed}")
+    return DataError("E611", "no field of the data feeds the model's input "
+                     f"`{show(entry.key)}`; the data has {listed}",
+                     show(close) if close.startswith("did") else
+                     "name a field of the data after each input and target of the recipe")
 
 
 def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from lamina.runtime.data.idx import missing, read_idx
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.pictures import open_pictures
 from lamina.runtime.data.stage import bad, height_width, text, truth, whole
-from lamina.runtime.errors import show
+from lamina.runtime.errors import did_you_mean, show
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "ankle boot")
+_PARTS = ("train", "test")
+_TEXTS = ("file", "folder", "images", "labels")  # arguments that are names of files
 _MNIST = Path(__file__).parent / "mnist"
 
 
@@ -87,15 +89,13 @@ class Arrays:
 
 def mnist(part: str) -> Source:
     """The shipped digits, part "train" (8,500) or "test" (1,500): image [1, 28, 28], label."""
-    if part not in ("train", "test"):
-        raise bad("part", '"train" or "test"', part)
+    _check_part(part)
     return _labelled(_MNIST / f"{part}-images.idx.gz", _MNIST / f"{part}-labels.idx.gz", DIGITS)
 
 
 def fashion_mnist(folder: str, part: str = "train", _folder: Path = Path()) -> Source:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from the folder that holds its four files."""
-    if part not in ("train", "test"):
-        raise bad("part", '"train" or "test"', part)
+    _check_part(part)
     base, prefix = _folder / text("folder", folder), "train" if part == "train" else "t10k"
     if not base.is_dir():
         raise missing(base, "folder")
@@ -116,8 +116,7 @@ def arrays(file: str, _folder: Path = Path(), **fields: str) -> Source:
     uint8 arrays [N, H, W] or [N, C, H, W] are pictures; other whole numbers become int32 and
     real ones float32.
     """
-    if not fields:
-        raise bad("arrays", 'given at least one field, as in image="x"', "none")
+    _check_fields(fields)
     path = _folder / text("file", file)
     read = read_npz(path, {key: text(key, value) for key, value in fields.items()})
     return _in_memory({key: _plain(path, key, array) for key, array in read.items()}, (), path)
@@ -150,6 +149,32 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "arrays": arrays,
     "images": images,
 }
+
+
+def check_source(name: str, arguments: Mapping[str, Any]) -> None:
+    """What can be told about a source's arguments without a file. Raises DataError E608."""
+    for key, value in arguments.items():
+        if key == "part":
+            _check_part(value)
+        elif key in _TEXTS:
+            text(key, value)
+    if name == "arrays":
+        _check_fields(arguments.get("fields", {}))
+
+
+def _check_part(part: object) -> None:
+    if part not in _PARTS:
+        error = bad("part", '"train" or "test"', part)
+        close = did_you_mean(part, _PARTS) if isinstance(part, str) else ""
+        error.help = close if close.startswith("did") else ""
+        raise error
+
+
+def _check_fields(fields: Mapping[str, object]) -> None:
+    if not fields:
+        raise DataError("E608", '`arrays` needs at least one field, as in image="x"')
+    for key, value in fields.items():
+        text(key, value)
 
 
 def _either(path: Path) -> Path:
