@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.sources import SOURCES, Source, check_source
+from lamina.runtime.data.sources import SOURCES, Arrays, Source, check_source
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
@@ -119,11 +119,17 @@ def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0) -> 
 
     Raises DataError (E601 to E613) naming the file or the call.
     """
-    check_stages(stages)
+    closed = closed_data(stages, seed)
+    return replace(closed, source=call(stages[0], SOURCES[stages[0].name], folder=Path(folder)))
+
+
+def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
+    """A pipeline's fields and transforms with no example: its source is not opened."""
+    fields = check_stages(stages)
     rest = [stage for stage in stages[1:] if stage.name != "shuffle"]
-    source = call(stages[0], SOURCES[stages[0].name], folder=Path(folder))
     transforms = tuple(call(stage, TRANSFORMS[stage.name]) for stage in rest)
     shuffled = len(rest) < len(stages) - 1
+    source = Arrays({field: np.zeros(0, np.float32) for field in fields})
     return Dataset(source, transforms, shuffled, seed, tuple(stage.line for stage in rest))
 
 
@@ -180,7 +186,7 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, typ
     Looks at one example and, for a `limit`, at all labels. Raises DataError E609 (size), E610
     (label out of range), E611 (missing field or wrong type).
     """
-    names = _match_fields(dataset.fields, inputs)
+    names = match_fields(dataset.fields, inputs)
     plan = tuple((name, entry.key, _DTYPES[entry.dtype])
                  for name, entry in zip(names, inputs, strict=True))
     example = dataset.fetch(np.array([0]))
@@ -212,7 +218,7 @@ def require_classes(dataset: Dataset, classes: Sequence[str]) -> None:
                     "give both the same class folders")
 
 
-def _match_fields(fields: Sequence[str], inputs: Sequence[Input]) -> list[str]:
+def match_fields(fields: Sequence[str], inputs: Sequence[Input]) -> list[str]:
     """The field of each input: by name, else the one that is left where that is unambiguous."""
     wanted = [entry.field or (entry.key if entry.key in fields else "") for entry in inputs]
     left = [field for field in fields if field not in wanted]
@@ -254,12 +260,11 @@ def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int])
 
 def _check_limit(dataset: Dataset, name: str, entry: Input) -> None:
     values = dataset.source.column(name)
-    wrong = np.flatnonzero(((values < 0) | (values >= entry.limit)).reshape(len(values), -1)
-                           .any(axis=1))
+    wrong = np.flatnonzero(outside(values, entry.limit).reshape(len(values), -1).any(axis=1))
     if wrong.size:
         first = int(wrong[0])
         value = values[first].reshape(-1)
-        value = value[(value < 0) | (value >= entry.limit)][0]
+        value = value[outside(value, entry.limit)][0]
         raise DataError(
             "E610",
             f"{dataset.source.name(first)}: `{show(name)}` is {value}; the model takes 0 to "
@@ -267,6 +272,11 @@ def _check_limit(dataset: Dataset, name: str, entry: Input) -> None:
             f"give the model {int(values.max()) + 1} classes, or correct the data"
             if values.min() >= 0 else "correct the data: numbers start at 0",
         )
+
+
+def outside(values: np.ndarray, limit: int) -> np.ndarray:
+    """Where whole numbers are not in 0 to limit - 1."""
+    return (values < 0) | (values >= limit)
 
 
 def _even(values: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
