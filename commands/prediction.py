@@ -30,6 +30,7 @@ from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
 FEW = 16  # numbers of an output that are shown one by one
+_RESIZING = ("pad", "resize", "center_crop", "random_crop")
 _ABSENT = ("E601", "E602", "E605", "E612")  # data that is not there to be read
 
 
@@ -62,6 +63,7 @@ class _Model:
     normalised: bool
     classes: tuple[str, ...]
     needs_seed: bool
+    resizes: bool
 
 
 def run_prediction(training: Training, options: Options, weights: Path, arguments: Sequence[str],
@@ -164,7 +166,8 @@ def _open(training: Training, options: Options, weights: Path) -> _Model:
                   output, kind.rank > 0 and kind.shape[:1] in batches, training.scores_classes,
                   graph.node(dict(graph.outputs)[output]).op.name == "softmax",
                   state.classes if state and state.classes else data.classes,
-                  "rng" in graph.inputs)
+                  "rng" in graph.inputs,
+                  any(stage.name in _RESIZING for stage in job.valid or job.train))
 
 
 def _state(path: Path) -> State | None:
@@ -219,14 +222,14 @@ def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarra
     """A file as a batch of one; the data's first field goes through its transforms."""
     data, field = model.data, model.fields[entry.key]
     like = data.source.read(np.array([0]))[field][0] if len(data) else None
-    array = _read(path, entry, data, like)
+    array = _read(model, path, entry, like)
     shape = entry.shape[1:] if like is None else like.shape
     if len(shape) == array.ndim + 1 and shape[0] == 1:
         array = array[None]  # one channel may go without saying
     if like is not None and array.shape != shape and not isinstance(data.source, Pictures):
         raise DataError("E609", f"{show(path)} has shape {list(array.shape)}, the data "
                         f"{list(shape)}", "resize the picture, or give an array of that shape")
-    array = _typed(array, entry, path, like)
+    array = _typed(array, entry, path, _stored_type(data, field, like))
     if invert and array.dtype.kind != "i":
         array = (255 if array.dtype == np.uint8 else 1) - array
     transforms = data.transforms if field == data.fields[0] else ()
@@ -246,13 +249,20 @@ def _require_shape(shape: tuple[int, ...], entry: Input, path: Path) -> None:
                         "give a picture or an array of the size that the data has")
 
 
-def _typed(array: np.ndarray, entry: Input, path: Path, like: np.ndarray | None) -> np.ndarray:
+def _stored_type(data: Dataset, field: str, like: np.ndarray | None) -> np.dtype:
+    """The element type of a field in the data's source; uint8 are pixels."""
+    if like is not None:
+        return like.dtype
+    source = data.source
+    return source.arrays[field].dtype if isinstance(source, Arrays) else np.dtype(np.uint8)
+
+
+def _typed(array: np.ndarray, entry: Input, path: Path, source: np.dtype) -> np.ndarray:
     """Whole numbers as int32, pixels as uint8, others as float32: as the data's source has them."""
     if entry.dtype in ("i32", "i64"):
         return _whole(array, entry, path)
     if array.dtype.kind not in "ui" or not array.size:
         return array.astype(np.float32)
-    source = None if like is None else like.dtype
     stored = array.dtype == np.uint8 and array.ndim in (2, 3) and source != np.int32
     if (stored or source == np.uint8) and 0 <= array.min() <= array.max() <= 255:
         return array.astype(np.uint8)
@@ -271,16 +281,21 @@ def _whole(array: np.ndarray, entry: Input, path: Path) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _read(path: Path, entry: Input, data: Dataset, like: np.ndarray | None) -> np.ndarray:
+def _read(model: _Model, path: Path, entry: Input, like: np.ndarray | None) -> np.ndarray:
+    source = model.data.source
     if path.suffix == ".npy":
         return _load(path)
-    if isinstance(data.source, Pictures):
-        return decode(path, data.source.size, data.source.channels)
+    if isinstance(source, Pictures):
+        return decode(path, source.size, source.channels)
     shape = entry.shape[1:] if like is None else like.shape
     if len(shape) not in (2, 3) or entry.dtype[0] != "f":
         raise DataError("E611", f"{show(path)} is no .npy file, and the model's input "
                         f"`{show(entry.key)}` is no picture",
                         "save it with numpy.save(file, array)")
+    if like is None and model.resizes:
+        raise DataError("E611", f"what size {show(path)} should have before the recipe's "
+                        "transforms only its data tells, and that is not here",
+                        "give a .npy array of the size that the data had")
     height, width = shape[-2:]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     return decode(path, size, 3 if len(shape) == 3 and shape[0] == 3 else 1)

@@ -58,7 +58,7 @@ PICTURES = """model Pictures {
 }
 
 recipe fit for Pictures {
-  data train = images("photos", size=[4, 4], channels=1) -> normalize(mean=0.5, std=0.5)
+  data train = images("photos", size=[6, 6], channels=1) -> center_crop(4) -> normalize(0.5, 0.5)
   target label: i32[B]
   loss      = cross_entropy(logits, label)
   optimizer = sgd(lr=0.01)
@@ -93,7 +93,7 @@ def runs(tmp_path_factory):
     for label in ("cat", "dog"):
         (folder / "photos" / label).mkdir(parents=True)
         for index in range(3):
-            pixels = rng.integers(0, 256, (4, 4), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
             image.fromarray(pixels).save(folder / "photos" / label / f"{index}.png")
     for name, text in (("line", LINE), ("tokens", TOKENS), ("pair", PAIR), ("pictures", PICTURES)):
         (folder / f"{name}.lam").write_text(text)
@@ -182,14 +182,25 @@ def test_predict_without_the_training_data(place, tmp_path):
     picture = place / "photos" / "dog" / "0.png"
     kept = tmp_path / "dog.png"
     kept.write_bytes(picture.read_bytes())
-    before = predict("line", tmp_path / "x.npy"), predict("pictures", kept)
+    before = predict("line", tmp_path / "x.npy"), predict("pictures", kept, "--json")
     Path("line.npz").rename("away.npz")
     Path("photos").rename("away")
     try:
-        after = predict("line", tmp_path / "x.npy"), predict("pictures", kept)
+        after = predict("line", tmp_path / "x.npy"), predict("pictures", kept, "--json")
     finally:
         Path("away.npz").rename("line.npz")
         Path("away").rename("photos")
     assert before == after
     assert before[1][0] == 0
-    assert "cat (" in before[1][1] or "dog (" in before[1][1]
+    assert json.loads(before[1][1])[0]["label"] in ("cat", "dog")
+
+
+def test_softmax_in_the_model_is_not_taken_twice(place, tmp_path):
+    # A model that ends in softmax gives probabilities: a second softmax would flatten them.
+    text = TOKENS.replace("fc: linear(3)", "fc: linear(3) -> softmax")
+    Path("shares.lam").write_text(text)
+    assert run("train", "shares.lam", "--out", "shares-run", "--target", "numpy")[0] == 0
+    np.save(tmp_path / "x.npy", np.array([0, 6, 2, 3, 1]))
+    _, text = predict("shares", tmp_path / "x.npy", "--json", "--out", tmp_path / "y.npy")
+    (found,) = json.loads(text)
+    assert np.load(tmp_path / "y.npy")[0] == pytest.approx(found["probabilities"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.sources import SOURCES, Arrays, Source, check_source
+from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_source
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
@@ -129,7 +129,8 @@ def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
     rest = [stage for stage in stages[1:] if stage.name != "shuffle"]
     transforms = tuple(call(stage, TRANSFORMS[stage.name]) for stage in rest)
     shuffled = len(rest) < len(stages) - 1
-    source = Arrays({field: np.zeros(0, np.float32) for field in fields})
+    arguments = check_call(stages[0], SOURCES[stages[0].name], folder=Path()).arguments
+    source = closed_source(stages[0].name, arguments, fields)
     return Dataset(source, transforms, shuffled, seed, tuple(stage.line for stage in rest))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
 from lamina.runtime.data.npz import read_npz
-from lamina.runtime.data.pictures import open_pictures
+from lamina.runtime.data.pictures import Pictures, open_pictures
 from lamina.runtime.data.stage import bad, height_width, text, truth, whole
 from lamina.runtime.errors import did_you_mean, show
 
@@ -133,11 +133,8 @@ def images(
 
     `size`: a number resizes the shorter side to it, a list [height, width] to exactly that.
     """
-    exact = size if size is None or isinstance(size, int) else height_width("size", size)
-    if exact is not None and not isinstance(exact, tuple):
-        exact = whole("size", exact, 1, 16384)
-    if channels not in (1, 3) or isinstance(channels, bool):
-        raise bad("channels", "1 (grey) or 3 (RGB)", channels)
+    exact = _decoded_size(size)
+    _check_channels(channels)
     skip = truth("skip_corrupt", skip_corrupt)
     return open_pictures(_folder / text("folder", folder), exact, channels, skip)
 
@@ -151,11 +148,35 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
+def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]) -> Source:
+    """A source of no example that has the fields and element types, and decodes as the open one."""
+    if name == "images":
+        size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
+        return Pictures((), np.zeros(0, np.int32), (), size, channels)
+    kinds = (np.float32,) * len(fields) if name == "arrays" else (np.uint8, np.int32)
+    return Arrays({key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)})
+
+
+def _decoded_size(size: Any) -> int | tuple[int, int] | None:
+    if size is None:
+        return None
+    return whole("size", size, 1, 16384) if isinstance(size, int) else height_width("size", size)
+
+
+def _check_channels(channels: object) -> None:
+    if channels not in (1, 3) or isinstance(channels, bool):
+        raise bad("channels", "1 (grey) or 3 (RGB)", channels)
+
+
 def check_source(name: str, arguments: Mapping[str, Any]) -> None:
     """What can be told about a source's arguments without a file. Raises DataError E608."""
     for key, value in arguments.items():
         if key == "part":
             _check_part(value)
+        elif key == "size":
+            _decoded_size(value)
+        elif key == "channels":
+            _check_channels(value)
         elif key in _TEXTS:
             text(key, value)
     if name == "arrays":
