@@ -21,7 +21,14 @@ import numpy as np
 
 from lamina.compiler.errors import Sink, Source
 from lamina.compiler.frontend import recipe as recipes
-from lamina.compiler.frontend.build import Build, Objective, build, find_model, settings_call
+from lamina.compiler.frontend.build import (
+    LABELLED,
+    Build,
+    Objective,
+    build,
+    find_model,
+    settings_call,
+)
 from lamina.compiler.frontend.library import Module, find_file, load_path, load_text
 from lamina.compiler.frontend.values import Definition
 from lamina.compiler.inspect.cost import Summary, summarize
@@ -356,6 +363,16 @@ class Training:
             facts[f"data {name}"] = " -> ".join(map(_written, calls))
         return facts
 
+    @property
+    def scores_classes(self) -> bool:
+        """Whether the model's first output is compared with labels: class scores [B, classes]."""
+        graph, names = self.evaluation.graph, self.evaluation.outputs
+        value = dict(graph.outputs).get(names[0]) if names else None
+        if value is None or graph.type(value).rank != 2:
+            return False
+        return any(node.op.name in LABELLED and node.inputs[0] == value
+                   and node.attributes["axis"] in (1, -1) for node in graph.users(value.node))
+
     def job(self) -> Job:
         """The recipe as plain data for the runtime."""
         recipe, graph = self.recipe, self.forward.graph
@@ -405,7 +422,7 @@ def _signature(types: Mapping[str, TensorType]) -> str:
 def _classes(graph: Graph, name: str) -> int:
     """How many values an integer input may take: the classes of the logits it is compared with."""
     for node in graph.users(graph.inputs[name].node):
-        if node.op.name in ("cross_entropy", "accuracy", "top_k_accuracy"):
+        if node.op.name in LABELLED:
             logits = graph.type(node.inputs[0])
             size = logits.shape[node.attributes["axis"] % logits.rank]
             return size if isinstance(size, int) else 0

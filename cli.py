@@ -177,7 +177,8 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     if as_json:
         console.print_json(figures)
     else:
-        views.print_result(training.recipe.keep, result)
+        held_out = bool(training.recipe.data.get("valid"))
+        views.print_result(training.recipe.keep, held_out, result)
     sys.exit(result.exit_code)
 
 
@@ -215,27 +216,41 @@ def evaluate(file: str, weights: str, overrides: tuple[str, ...], target: str,
 
 @main.command()
 @click.argument("file")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @WEIGHTS
 @OVERRIDE
 @TARGET
 @THREADS
 @click.option("--invert", is_flag=True, help="Swap dark and light, for dark ink on white paper.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.npy",
+              help="Save the first output, a row per example.")
 @JSON
 @guarded
 def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[str, ...],
-            target: str, threads: int | None, invert: bool, as_json: bool) -> None:
-    """The label and its probability for pictures or .npy arrays."""
-    from lamina.commands.training import run_prediction
+            target: str, threads: int | None, invert: bool, out: Path | None,
+            as_json: bool) -> None:
+    """What a trained model says to pictures or .npy arrays.
 
-    training = _training(file, overrides)
-    found = run_prediction(training, _options(target, threads), Path(weights),
-                           [Path(name) for name in inputs], invert)
+    The label and its probability where the recipe compares the first output with labels, else
+    the output. A model of several inputs takes one file for each: NAME=FILE.
+    """
+    from lamina.commands import prediction
+
+    found = []
+    for one in prediction.run_prediction(_training(file, overrides), _options(target, threads),
+                                         Path(weights), inputs, invert):
+        found.append(one)
+        if as_json:
+            continue
+        if one.failure is not None:
+            console.print_failure(one.failure, _split(file)[0])
+        else:
+            click.echo(prediction.describe(one))
     if as_json:
-        console.print_json(found)
-        return
-    for one in found:
-        click.echo(f"{one['input']}: {one['label']} ({one['probability']:.1%})")
+        console.print_json([prediction.as_json(one) for one in found])
+    if out is not None:
+        prediction.save_outputs(out, found)
+    sys.exit(1 if any(one.failure is not None for one in found) else 0)
 
 
 STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")

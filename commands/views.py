@@ -232,11 +232,12 @@ def print_figures(figures: dict[str, float]) -> None:
         _console().print(_figure(name, value))
 
 
-def print_result(keep: str, result: Any) -> None:
+def print_result(keep: str, held_out: bool, result: Any) -> None:
     """Where a run ended: the figure it was kept for, and its checkpoints."""
     state = result.state
     if state.best is not None:
-        _console().print(f"best held-out {escape(_figure(keep, state.best))} "
+        what = "held-out" if held_out else "training"
+        _console().print(f"best {what} {escape(_figure(keep, state.best))} "
                          f"in epoch {state.best_epoch}")
     _console().print(f"checkpoint {escape(str(result.kept))}")
 

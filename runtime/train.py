@@ -279,7 +279,9 @@ class _Run:
             inputs["rng"] = np.array([self.job.seed & 0x7FFFFFFF, at.step + 1], np.int32)
         figures = _figures(self.session.run(inputs))
         if not math.isfinite(figures["loss"]):
-            raise self._not_finite(f"the loss is {figures['loss']}", at.step + 1, lr)
+            what = f"the loss is {figures['loss']}"
+            raise self._not_finite(what, at.step + 1, lr,
+                                   self.batches.broken(batch, [name for name, _, _ in self.plan]))
         at.add(figures, batch.size)
         every = self.saving.log_steps
         if every and at.step % every == 0:
@@ -434,14 +436,17 @@ class _Run:
         self.saved_at = self.ticked = time.perf_counter()
         self.report(Saved(path, self.at.step, why))
 
-    def _not_finite(self, what: str, step: int, lr: float) -> TrainError:
+    def _not_finite(self, what: str, step: int, lr: float, data: str = "") -> TrainError:
         good = f"the last good checkpoint is {show(self.out / LAST)} (step {self.saved_step})"
         if self.saved_step < 0:
             good = "nothing was saved yet"
+        cause = f"{data}: " if data else ""
         return TrainError(
             "E650",
-            f"{what} at step {step}, epoch {self.at.epoch + 1}, learning rate {lr:.3g}; {good}",
-            "lower the learning rate, lengthen the warm-up or clip the gradients",
+            f"{cause}{what} at step {step}, epoch {self.at.epoch + 1}, learning rate {lr:.3g}; "
+            f"{good}",
+            "correct that example, or leave it out; a transform that divides by 0 can be the cause"
+            if data else "lower the learning rate, lengthen the warm-up or clip the gradients",
         )
 
 

@@ -180,6 +180,26 @@ def test_predict_labels_a_picture(trained, tmp_path):
     assert sum(found["probabilities"]) == pytest.approx(1)
 
 
+def test_best_on_training_data_is_not_called_held_out(place):
+    # A figure on data that the model has seen must not pass for one on data that it has not.
+    lines = [line for line in SMALL.splitlines() if "data valid" not in line]
+    Path("seen.lam").write_text("\n".join(lines).replace('"train"', '"test"') + "\n")
+    code, text = run("train", "seen.lam", "--out", "run", "-o", "epochs=1")
+    assert code == 0
+    assert "best training acc" in text
+    assert "held-out" not in text
+
+
+def test_check_tells_what_is_wrong_with_a_source(place):
+    # The arguments of a source are wrong before any file is opened.
+    Path("one.lam").write_text(SMALL.replace('mnist("test")', 'mnist("tset")'))
+    Path("two.lam").write_text(SMALL.replace('mnist("train")', 'arrays("x.npz")'))
+    code, text = run("check", "one.lam", "two.lam")
+    assert code == 1
+    assert "did you mean `test`?" in text
+    assert 'error[E608]: `arrays` needs at least one field, as in image="x"' in text
+
+
 def test_a_second_run_does_not_overwrite_the_first(trained):
     # Nothing that was trained is lost by repeating a command.
     code, text = run("train", trained / "small.lam", "--out", trained / "run")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from lamina.runtime.data.dataset import Dataset
+from lamina.runtime.errors import show
 
 DEPTH = 4  # batches prepared ahead
 
@@ -49,6 +50,20 @@ class Batches:
             indices = order[position * self.size : (position + 1) * self.size]
             arrays = self.dataset.fetch(indices, epoch)
             yield Batch(epoch, position, len(indices), arrays)
+
+    def broken(self, batch: Batch, fields: Iterable[str]) -> str:
+        """The first NaN or infinity in a batch's fields, in words; empty where all is finite."""
+        for name in fields:
+            rows = batch.arrays[name].reshape(batch.size, -1)
+            wrong = ~np.isfinite(rows)
+            if not wrong.any():
+                continue
+            row = int(wrong.any(axis=1).argmax())
+            word = "NaN" if np.isnan(rows[row]).any() else "an infinity"
+            index = self.dataset.order(batch.epoch)[batch.position * self.size + row]
+            place = self.dataset.source.name(int(index))
+            return f"the data's field `{show(name)}` holds {word} in {place}"
+        return ""
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.sources import SOURCES, Source
+from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_source
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
@@ -31,7 +31,8 @@ class Input:
 
     `shape` has the batch first; a name stands for any size (the same one wherever it occurs).
     `limit`: values must lie in 0 to limit - 1 (labels, token numbers); 0 means not checked.
-    `field`: the data's field; when empty, the one of the input's name, else the one at its place.
+    `field`: the data's field; when empty, the one of the input's name, else one that no other
+    input claims by its name.
     """
 
     key: str
@@ -118,11 +119,18 @@ def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0) -> 
 
     Raises DataError (E601 to E613) naming the file or the call.
     """
-    check_stages(stages)
+    closed = closed_data(stages, seed)
+    return replace(closed, source=call(stages[0], SOURCES[stages[0].name], folder=Path(folder)))
+
+
+def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
+    """A pipeline's fields and transforms with no example: its source is not opened."""
+    fields = check_stages(stages)
     rest = [stage for stage in stages[1:] if stage.name != "shuffle"]
-    source = call(stages[0], SOURCES[stages[0].name], folder=Path(folder))
     transforms = tuple(call(stage, TRANSFORMS[stage.name]) for stage in rest)
     shuffled = len(rest) < len(stages) - 1
+    arguments = check_call(stages[0], SOURCES[stages[0].name], folder=Path()).arguments
+    source = closed_source(stages[0].name, arguments, fields)
     return Dataset(source, transforms, shuffled, seed, tuple(stage.line for stage in rest))
 
 
@@ -136,12 +144,21 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
     first = stages[0]
     if first.name not in SOURCES:
         _not_a_source(first)
-    check_call(first, SOURCES[first.name], folder=Path())
+    bound = check_call(first, SOURCES[first.name], folder=Path())
+    _at_line(first, lambda: check_source(first.name, bound.arguments))
     for stage in stages[1:]:
         _check_transform(stage)
     if first.name == "arrays":
         return tuple(key for key, _ in first.kwargs if key != "file")
     return _FIELDS
+
+
+def _at_line(stage: Stage, check: Callable[[], None]) -> None:
+    try:
+        check()
+    except DataError as error:
+        error.line = error.line or stage.line
+        raise
 
 
 def _check_transform(stage: Stage) -> None:
@@ -170,10 +187,9 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, typ
     Looks at one example and, for a `limit`, at all labels. Raises DataError E609 (size), E610
     (label out of range), E611 (missing field or wrong type).
     """
-    plan = tuple(
-        (_field_of(dataset, entry, place), entry.key, _DTYPES[entry.dtype])
-        for place, entry in enumerate(inputs)
-    )
+    names = match_fields(dataset.fields, inputs)
+    plan = tuple((name, entry.key, _DTYPES[entry.dtype])
+                 for name, entry in zip(names, inputs, strict=True))
     example = dataset.fetch(np.array([0]))
     symbols: dict[str, int] = {}
     for (name, _, kind), entry in zip(plan, inputs, strict=True):
@@ -203,16 +219,27 @@ def require_classes(dataset: Dataset, classes: Sequence[str]) -> None:
                     "give both the same class folders")
 
 
-def _field_of(dataset: Dataset, entry: Input, place: int) -> str:
-    fields = dataset.fields
-    wanted = entry.field or (entry.key if entry.key in fields else "")
-    if wanted and wanted in fields:
-        return wanted
-    if not wanted and place < len(fields):
-        return fields[place]
+def match_fields(fields: Sequence[str], inputs: Sequence[Input]) -> list[str]:
+    """The field of each input: by name, else the one that is left where that is unambiguous."""
+    wanted = [entry.field or (entry.key if entry.key in fields else "") for entry in inputs]
+    left = [field for field in fields if field not in wanted]
+    lost = [entry for entry, name in zip(inputs, wanted, strict=True) if not name]
+    sure = len(left) == len(lost) == 1 or tuple(fields) == _FIELDS  # pictures go by place
+    rest = iter(left if sure else ())
+    found = [name or next(rest, "") for name in wanted]
+    for entry, name in zip(inputs, found, strict=True):
+        if name not in fields:
+            raise _no_field(entry, fields, left)
+    return found
+
+
+def _no_field(entry: Input, fields: Sequence[str], left: Sequence[str]) -> DataError:
+    close = did_you_mean(entry.field or entry.key, left)
     listed = ", ".join(f"`{show(field)}`" for field in fields)
-    raise DataError("E611", f"no field of the data feeds the model's input `{show(entry.key)}`",
-                    f"the data has {listed}")
+    return DataError("E611", "no field of the data feeds the model's input "
+                     f"`{show(entry.key)}`; the data has {listed}",
+                     show(close) if close.startswith("did") else
+                     "name a field of the data after each input and target of the recipe")
 
 
 def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int]) -> None:
@@ -234,12 +261,11 @@ def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int])
 
 def _check_limit(dataset: Dataset, name: str, entry: Input) -> None:
     values = dataset.source.column(name)
-    wrong = np.flatnonzero(((values < 0) | (values >= entry.limit)).reshape(len(values), -1)
-                           .any(axis=1))
+    wrong = np.flatnonzero(outside(values, entry.limit).reshape(len(values), -1).any(axis=1))
     if wrong.size:
         first = int(wrong[0])
         value = values[first].reshape(-1)
-        value = value[(value < 0) | (value >= entry.limit)][0]
+        value = value[outside(value, entry.limit)][0]
         raise DataError(
             "E610",
             f"{dataset.source.name(first)}: `{show(name)}` is {value}; the model takes 0 to "
@@ -247,6 +273,11 @@ def _check_limit(dataset: Dataset, name: str, entry: Input) -> None:
             f"give the model {int(values.max()) + 1} classes, or correct the data"
             if values.min() >= 0 else "correct the data: numbers start at 0",
         )
+
+
+def outside(values: np.ndarray, limit: int) -> np.ndarray:
+    """Where whole numbers are not in 0 to limit - 1."""
+    return (values < 0) | (values >= limit)
 
 
 def _even(values: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
 from lamina.runtime.data.npz import read_npz
-from lamina.runtime.data.pictures import open_pictures
+from lamina.runtime.data.pictures import Pictures, open_pictures
 from lamina.runtime.data.stage import bad, height_width, text, truth, whole
-from lamina.runtime.errors import show
+from lamina.runtime.errors import did_you_mean, show
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "ankle boot")
+_PARTS = ("train", "test")
+_TEXTS = ("file", "folder", "images", "labels")  # arguments that are names of files
 _MNIST = Path(__file__).parent / "mnist"
 
 
@@ -87,15 +89,13 @@ class Arrays:
 
 def mnist(part: str) -> Source:
     """The shipped digits, part "train" (8,500) or "test" (1,500): image [1, 28, 28], label."""
-    if part not in ("train", "test"):
-        raise bad("part", '"train" or "test"', part)
+    _check_part(part)
     return _labelled(_MNIST / f"{part}-images.idx.gz", _MNIST / f"{part}-labels.idx.gz", DIGITS)
 
 
 def fashion_mnist(folder: str, part: str = "train", _folder: Path = Path()) -> Source:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from the folder that holds its four files."""
-    if part not in ("train", "test"):
-        raise bad("part", '"train" or "test"', part)
+    _check_part(part)
     base, prefix = _folder / text("folder", folder), "train" if part == "train" else "t10k"
     if not base.is_dir():
         raise missing(base, "folder")
@@ -116,8 +116,7 @@ def arrays(file: str, _folder: Path = Path(), **fields: str) -> Source:
     uint8 arrays [N, H, W] or [N, C, H, W] are pictures; other whole numbers become int32 and
     real ones float32.
     """
-    if not fields:
-        raise bad("arrays", 'given at least one field, as in image="x"', "none")
+    _check_fields(fields)
     path = _folder / text("file", file)
     read = read_npz(path, {key: text(key, value) for key, value in fields.items()})
     return _in_memory({key: _plain(path, key, array) for key, array in read.items()}, (), path)
@@ -134,11 +133,8 @@ def images(
 
     `size`: a number resizes the shorter side to it, a list [height, width] to exactly that.
     """
-    exact = size if size is None or isinstance(size, int) else height_width("size", size)
-    if exact is not None and not isinstance(exact, tuple):
-        exact = whole("size", exact, 1, 16384)
-    if channels not in (1, 3) or isinstance(channels, bool):
-        raise bad("channels", "1 (grey) or 3 (RGB)", channels)
+    exact = _decoded_size(size)
+    _check_channels(channels)
     skip = truth("skip_corrupt", skip_corrupt)
     return open_pictures(_folder / text("folder", folder), exact, channels, skip)
 
@@ -150,6 +146,56 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "arrays": arrays,
     "images": images,
 }
+
+
+def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]) -> Source:
+    """A source of no example that has the fields and element types, and decodes as the open one."""
+    if name == "images":
+        size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
+        return Pictures((), np.zeros(0, np.int32), (), size, channels)
+    kinds = (np.float32,) * len(fields) if name == "arrays" else (np.uint8, np.int32)
+    return Arrays({key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)})
+
+
+def _decoded_size(size: Any) -> int | tuple[int, int] | None:
+    if size is None:
+        return None
+    return whole("size", size, 1, 16384) if isinstance(size, int) else height_width("size", size)
+
+
+def _check_channels(channels: object) -> None:
+    if channels not in (1, 3) or isinstance(channels, bool):
+        raise bad("channels", "1 (grey) or 3 (RGB)", channels)
+
+
+def check_source(name: str, arguments: Mapping[str, Any]) -> None:
+    """What can be told about a source's arguments without a file. Raises DataError E608."""
+    for key, value in arguments.items():
+        if key == "part":
+            _check_part(value)
+        elif key == "size":
+            _decoded_size(value)
+        elif key == "channels":
+            _check_channels(value)
+        elif key in _TEXTS:
+            text(key, value)
+    if name == "arrays":
+        _check_fields(arguments.get("fields", {}))
+
+
+def _check_part(part: object) -> None:
+    if part not in _PARTS:
+        error = bad("part", '"train" or "test"', part)
+        close = did_you_mean(part, _PARTS) if isinstance(part, str) else ""
+        error.help = close if close.startswith("did") else ""
+        raise error
+
+
+def _check_fields(fields: Mapping[str, object]) -> None:
+    if not fields:
+        raise DataError("E608", '`arrays` needs at least one field, as in image="x"')
+    for key, value in fields.items():
+        text(key, value)
 
 
 def _either(path: Path) -> Path:

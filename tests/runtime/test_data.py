@@ -519,6 +519,10 @@ def test_feeding_digits_is_fast():
     ([stage("pad", 2)], "E613", "source comes before"),
     ([stage("mnsit", "train")], "E606", "did you mean `mnist`"),
     ([stage("mnist")], "E608", "mnist(part)"),
+    ([stage("mnist", "tset")], "E608", "did you mean `test`?"),
+    ([stage("mnist", 3)], "E608", '"train" or "test"'),
+    ([stage("arrays", "x.npz")], "E608", 'needs at least one field, as in image="x"'),
+    ([stage("arrays", "x.npz", image=3)], "E608", "`image` must be a text"),
     ([stage("images", "a", sise=3)], "E608", "size=..., channels=3, skip_corrupt=false)"),
     ([stage("mnist", "train"), stage("mnist", "test")], "E613", "comes first"),
     ([stage("mnist", "train"), stage("normalise", 0, 1)], "E607", "did you mean `normalize`"),
@@ -601,6 +605,23 @@ def test_other_classes_are_named(tmp_path):
     assert caught.value.code == "E611"
     with pytest.raises(DataError, match="in another order"):
         require_classes(data, ("eel", "cat"))
+
+
+def matched(fields, *inputs):
+    rows = np.zeros((2, 1), np.float32)
+    plan = feed(Dataset(Arrays(dict.fromkeys(fields, rows))), [Input(key) for key in inputs])
+    return {key: field for field, key, _ in plan}
+
+
+def test_a_field_that_one_input_claims_feeds_no_other():
+    """A misspelt field once gave q's data to p: it trained, silently, on nonsense."""
+    assert matched(["q", "pp", "t"], "p", "q", "t") == {"p": "pp", "q": "q", "t": "t"}
+    assert matched(["image", "label"], "label", "x") == {"label": "label", "x": "image"}
+    for fields in (["q", "pp", "tt"], ["q", "t"], ["q", "pp", "t", "z"]):
+        with pytest.raises(DataError, match="feeds the model's input `p`; the data has") as caught:
+            matched(fields, "p", "q", "t")
+        assert caught.value.code == "E611"
+        assert (caught.value.help == "did you mean `pp`?") == ("pp" in fields)
 
 
 def test_data_meets_inputs_by_name_or_by_place():

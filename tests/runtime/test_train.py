@@ -378,6 +378,21 @@ def test_nan_stops_and_keeps_what_was_saved(tmp_path, whole):
     require_equal(tmp_path, result, whole)
 
 
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (-np.inf, "an infinity")])
+def test_data_that_is_nan_is_named(tmp_path, value, word):
+    """No learning rate helps against a gap in the data: the message says where it is."""
+    x, y = np.zeros((90, 1, 7, 7), np.float32), np.zeros(90, np.int32)
+    x[70, 0, 2, 3] = value
+    np.savez(tmp_path / "gap.npz", x=x, y=y)
+    data = (Stage("arrays", ("gap.npz",), (("image", "x"), ("label", "y"))), Stage("shuffle"))
+    job = toy.job(train=data, valid=(), keep=Keep(), folder=str(tmp_path))
+    said = f"`image` holds {word} in example 70 of .*gap.npz: the loss is nan at step"
+    with pytest.raises(TrainError, match=said) as caught, np.errstate(all="ignore"):
+        train(job, lambda phase: toy.Toy(), None, toy.initial(), tmp_path / "run")
+    assert caught.value.code == "E650"
+    assert "example" in caught.value.help and "learning rate" not in caught.value.help
+
+
 def test_weights_that_are_nan_are_never_saved(tmp_path):
     """The loss is computed before the update: it can be finite when the weights are not."""
     class Poisoned(toy.Toy):

@@ -1,0 +1,316 @@
+"""Prediction: files in, a trained model's classes or outputs out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamina.api import Runner, Training, make_runner
+from lamina.commands.training import read_weights, weights_file
+from lamina.compiler.ir.types import NUMPY_TYPES
+from lamina.compiler.options import Options
+from lamina.runtime.checkpoint import CheckpointError, State, load, write_durable
+from lamina.runtime.data.dataset import (
+    Dataset,
+    Input,
+    closed_data,
+    match_fields,
+    open_data,
+    outside,
+)
+from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.pictures import Pictures, decode
+from lamina.runtime.data.sources import Arrays
+from lamina.runtime.data.stage import Stage
+from lamina.runtime.errors import Failure, did_you_mean, reason, show
+
+FEW = 16  # numbers of an output that are shown one by one
+_RESIZING = ("pad", "resize", "center_crop", "random_crop")
+_ABSENT = ("E601", "E602", "E605", "E612")  # data that is not there to be read
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says to one example: its first output without the batch, or a failure.
+
+    `shares` are the classes' probabilities, `label` the name of the likeliest; empty for a model
+    whose output is not class scores.
+    """
+
+    name: str
+    output: np.ndarray | None = None
+    shares: tuple[float, ...] = ()
+    label: str = ""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A recipe's model with its weights and the pipeline that its examples come through."""
+
+    runner: Runner
+    data: Dataset
+    inputs: tuple[Input, ...]
+    fields: Mapping[str, str]
+    output: str
+    batched: bool
+    scores: bool
+    normalised: bool
+    classes: tuple[str, ...]
+    needs_seed: bool
+    resizes: bool
+
+
+def run_prediction(training: Training, options: Options, weights: Path, arguments: Sequence[str],
+                   invert: bool = False) -> Iterator[Prediction]:
+    """A prediction for each file, or for the one example that NAME=FILE arguments make.
+
+    A bad file is a Prediction with a failure. Raises Failure for what ails all of them.
+    """
+    model = _open(training, options, weights)
+    for files in group_files(arguments, [entry.key for entry in model.inputs]):
+        name = " ".join(arguments) if len(files) > 1 else str(*files.values())
+        try:
+            yield _predict(model, name, files, invert)
+        except Failure as error:
+            yield Prediction(name, failure=error)
+
+
+def group_files(arguments: Sequence[str], inputs: Sequence[str]) -> list[dict[str, Path]]:
+    """The files of each example by input. Raises DataError E611 for inputs without a file."""
+    named = [_named(argument, inputs) for argument in arguments]
+    if len(inputs) == 1:
+        return [{inputs[0]: path} for _, path in named]
+    files = {name: path for name, path in named if name}
+    missing = ", ".join(f"`{show(name)}`" for name in inputs if name not in files)
+    if missing:
+        raise DataError("E611", f"the model takes {len(inputs)} inputs; no file is given for "
+                        f"{missing}", "give each input its file: "
+                        + " ".join(f"{show(name)}=FILE" for name in inputs))
+    if len(files) < len(named):
+        raise DataError("E611", "a model of several inputs takes one file for each: "
+                        + " ".join(f"{show(name)}=FILE" for name in inputs))
+    return [files]
+
+
+def _named(argument: str, inputs: Sequence[str]) -> tuple[str, Path]:
+    name, mark, path = argument.partition("=")
+    if mark and name in inputs:
+        return name, Path(path)
+    if mark and name.isidentifier() and not Path(argument).exists():
+        raise DataError("E611", f"the model has no input `{show(name)}`",
+                        did_you_mean(name, inputs))
+    return "", Path(argument)
+
+
+def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
+    """Write the outputs as one .npy array, a row per example. Raises Failure (E609, E704)."""
+    outputs = [one.output for one in found if one.output is not None]
+    if not outputs:
+        return
+    shapes = sorted({output.shape for output in outputs})
+    if len(shapes) > 1:
+        raise DataError("E609", f"outputs of shapes {list(shapes[0])} and {list(shapes[1])} make "
+                        "no array", "predict files of different sizes one by one")
+    file = io.BytesIO()
+    np.save(file, np.stack(outputs), allow_pickle=False)
+    write_durable(path, file.getvalue())
+
+
+def describe(one: Prediction) -> str:
+    """A prediction as a line (or more, for an output of few rows)."""
+    if one.shares:
+        return f"{one.name}: {one.label} ({max(one.shares):.1%})"
+    assert one.output is not None
+    value = one.output
+    kind = f"{one.name}: {list(value.shape)} " if value.ndim else f"{one.name}: "
+    if value.size <= FEW:
+        return kind + np.array2string(value, precision=6, separator=", ", max_line_width=1000
+                                      ).replace("\n", "")
+    return f"{kind}min {value.min():.6g}  mean {value.mean():.6g}  max {value.max():.6g}"
+
+
+def as_json(one: Prediction) -> dict[str, Any]:
+    """A prediction as plain data."""
+    if one.failure is not None:
+        return {"input": one.name, "code": one.failure.code, "error": one.failure.message,
+                "help": one.failure.help}
+    if one.shares:
+        return {"input": one.name, "label": one.label, "probability": max(one.shares),
+                "probabilities": list(one.shares)}
+    assert one.output is not None
+    return {"input": one.name, "shape": list(one.output.shape), "output": one.output.tolist()}
+
+
+# --- the model ----------------------------------------------------------------------------------
+
+
+def _open(training: Training, options: Options, weights: Path) -> _Model:
+    params = read_weights(training, weights)
+    job, graph = training.job(), training.net.graph
+    state = _state(weights_file(weights))
+    data = _data(job.valid or job.train, Path(job.folder), state)
+    fields = match_fields(data.fields, job.inputs)
+    inputs = tuple(entry for entry in job.inputs if entry.key in graph.inputs)
+    runner = make_runner(graph, options)
+    runner.set_params({key: params[key] for key in graph.params})
+    output, kind = next(iter(training.net.outputs.items()))
+    batches = {training.net.inputs[entry.key].shape[:1] for entry in inputs}
+    return _Model(runner, data, inputs,
+                  {entry.key: name for entry, name in zip(job.inputs, fields, strict=True)},
+                  output, kind.rank > 0 and kind.shape[:1] in batches, training.scores_classes,
+                  graph.node(dict(graph.outputs)[output]).op.name == "softmax",
+                  state.classes if state and state.classes else data.classes,
+                  "rng" in graph.inputs,
+                  any(stage.name in _RESIZING for stage in job.valid or job.train))
+
+
+def _state(path: Path) -> State | None:
+    """The state of a run's checkpoint; None for plain weights."""
+    try:
+        return load(path).state
+    except CheckpointError:
+        return None
+
+
+def _data(stages: Sequence[Stage], folder: Path, state: State | None) -> Dataset:
+    """The recipe's data; its transforms alone where it is gone and a checkpoint knows the rest."""
+    try:
+        return open_data(stages, folder)
+    except DataError as error:
+        if state is None or error.code not in _ABSENT:
+            raise
+    return closed_data(stages)
+
+
+def _predict(model: _Model, name: str, files: Mapping[str, Path], invert: bool) -> Prediction:
+    inputs = {entry.key: _example(model, entry, files[entry.key], invert)
+              for entry in model.inputs}
+    if model.needs_seed:
+        inputs["rng"] = np.array([0, 1], np.int32)
+    try:
+        output = model.runner.run(inputs)[model.output]
+    except ValueError as error:  # sizes that do not go together
+        raise DataError("E609", f"{show(name)} does not fit the model: {show(error)}") from None
+    output = output[0] if model.batched else output
+    if not np.isfinite(output).all():
+        raise DataError("E611", f"the model's output for {show(name)} is not finite",
+                        "look for NaN or infinity in the file and in the weights")
+    if not model.scores:
+        return Prediction(name, output)
+    shares = output.astype(np.float64)
+    shares = shares if model.normalised else _softmax(shares)
+    best = int(shares.argmax())
+    label = model.classes[best] if best < len(model.classes) else str(best)
+    return Prediction(name, output, tuple(shares.tolist()), label)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+# --- examples -----------------------------------------------------------------------------------
+
+
+def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarray:
+    """A file as a batch of one; the data's first field goes through its transforms."""
+    data, field = model.data, model.fields[entry.key]
+    like = data.source.read(np.array([0]))[field][0] if len(data) else None
+    array = _read(model, path, entry, like)
+    shape = entry.shape[1:] if like is None else like.shape
+    if len(shape) == array.ndim + 1 and shape[0] == 1:
+        array = array[None]  # one channel may go without saying
+    if like is not None and array.shape != shape and not isinstance(data.source, Pictures):
+        raise DataError("E609", f"{show(path)} has shape {list(array.shape)}, the data "
+                        f"{list(shape)}", "resize the picture, or give an array of that shape")
+    array = _typed(array, entry, path, _stored_type(data, field, like))
+    if invert and array.dtype.kind != "i":
+        array = (255 if array.dtype == np.uint8 else 1) - array
+    transforms = data.transforms if field == data.fields[0] else ()
+    source = Arrays({field: array[None]}, (), show(path))
+    value = replace(data, source=source, transforms=transforms).fetch(np.array([0]))[field]
+    _require_shape(value.shape[1:], entry, path)
+    return value.astype(NUMPY_TYPES[entry.dtype])
+
+
+def _require_shape(shape: tuple[int, ...], entry: Input, path: Path) -> None:
+    wanted = entry.shape[1:]
+    fits = len(wanted) == len(shape) and all(
+        size == actual for size, actual in zip(wanted, shape, strict=True) if isinstance(size, int))
+    if not fits:
+        raise DataError("E609", f"{show(path)} becomes {list(shape)}; the model's input "
+                        f"`{show(entry.key)}` takes [{', '.join(map(str, wanted))}]",
+                        "give a picture or an array of the size that the data has")
+
+
+def _stored_type(data: Dataset, field: str, like: np.ndarray | None) -> np.dtype:
+    """The element type of a field in the data's source; uint8 are pixels."""
+    if like is not None:
+        return like.dtype
+    source = data.source
+    return source.arrays[field].dtype if isinstance(source, Arrays) else np.dtype(np.uint8)
+
+
+def _typed(array: np.ndarray, entry: Input, path: Path, source: np.dtype) -> np.ndarray:
+    """Whole numbers as int32, pixels as uint8, others as float32: as the data's source has them."""
+    if entry.dtype in ("i32", "i64"):
+        return _whole(array, entry, path)
+    if array.dtype.kind not in "ui" or not array.size:
+        return array.astype(np.float32)
+    stored = array.dtype == np.uint8 and array.ndim in (2, 3) and source != np.int32
+    if (stored or source == np.uint8) and 0 <= array.min() <= array.max() <= 255:
+        return array.astype(np.uint8)
+    return array.astype(np.float32)
+
+
+def _whole(array: np.ndarray, entry: Input, path: Path) -> np.ndarray:
+    if array.dtype.kind not in "ui":
+        raise DataError("E611", f"the model's input `{show(entry.key)}` takes whole numbers; "
+                        f"{show(path)} holds real ones", "write it as an integer array")
+    wrong = outside(array, entry.limit or 2**31)
+    if wrong.any() and (entry.limit or array.max() >= 2**31 or array.min() < -(2**31)):
+        most = f"0 to {entry.limit - 1}" if entry.limit else "numbers of 32 bits"
+        raise DataError("E610", f"{show(path)} holds {array[wrong].flat[0]}; the model's input "
+                        f"`{show(entry.key)}` takes {most}")
+    return array.astype(np.int32)
+
+
+def _read(model: _Model, path: Path, entry: Input, like: np.ndarray | None) -> np.ndarray:
+    source = model.data.source
+    if path.suffix == ".npy":
+        return _load(path)
+    if isinstance(source, Pictures):
+        return decode(path, source.size, source.channels)
+    shape = entry.shape[1:] if like is None else like.shape
+    if len(shape) not in (2, 3) or entry.dtype[0] != "f":
+        raise DataError("E611", f"{show(path)} is no .npy file, and the model's input "
+                        f"`{show(entry.key)}` is no picture",
+                        "save it with numpy.save(file, array)")
+    if like is None and model.resizes:
+        raise DataError("E611", f"what size {show(path)} should have before the recipe's "
+                        "transforms only its data tells, and that is not here",
+                        "give a .npy array of the size that the data had")
+    height, width = shape[-2:]
+    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return decode(path, size, 3 if len(shape) == 3 and shape[0] == 3 else 1)
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError("E601", f"there is no file {show(path)}") from None
+    except OSError as error:
+        raise DataError("E602", f"cannot read {show(path)}: {reason(error)}") from None
+    except (ValueError, EOFError, MemoryError):  # a header may claim any size
+        array = None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif":
+        raise DataError("E602", f"{show(path)} is not an array of numbers",
+                        "write it with numpy.save(file, array)")
+    return array
