@@ -310,7 +310,7 @@ def _load(path: Path) -> np.ndarray:
         raise DataError("E602", f"cannot read {show(path)}: {reason(error)}") from None
     except (ValueError, EOFError, MemoryError):  # a header may claim any size
         array = None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif":
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uifb":
         raise DataError("E602", f"{show(path)} is not an array of numbers",
                         "write it with numpy.save(file, array)")
     return array

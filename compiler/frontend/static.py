@@ -83,6 +83,9 @@ def binary(op: str, a: Any, b: Any) -> Any:
     for value in (a, b):
         if isinstance(value, bool) or not isinstance(value, (int, float, Expression)):
             raise StaticError("E404", f"`{op}` cannot be applied to {_kind(a)} and {_kind(b)}")
+    if op not in ARITHMETIC:
+        raise StaticError("E404", f"`{op}` is between tensors, not between numbers",
+                          "use `*`" if op == "@" else "")
     if isinstance(a, float) and isinstance(b, Expression) or \
             isinstance(b, float) and isinstance(a, Expression):
         raise StaticError("E404", f"`{a} {op} {b}` mixes a fraction with a size that is not known")

@@ -22,7 +22,8 @@ from lamina.runtime.errors import did_you_mean, show
 
 MAX_STAGES = 100
 _FIELDS = ("image", "label")
-_DTYPES = {"f32": np.float32, "i32": np.int32}
+_DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64,
+           "bool": np.bool_}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +193,9 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, typ
                  for name, entry in zip(names, inputs, strict=True))
     example = dataset.fetch(np.array([0]))
     symbols: dict[str, int] = {}
-    for (name, _, kind), entry in zip(plan, inputs, strict=True):
+    for (name, _, _), entry in zip(plan, inputs, strict=True):
         value = example[name]
-        if kind is np.int32 and value.dtype != np.int32:
+        if entry.dtype[0] in "ib" and value.dtype != np.int32:
             raise DataError("E611", f"the model's input `{show(entry.key)}` takes whole numbers; "
                             f"the data's field `{show(name)}` holds real ones")
         _check_shape(name, value.shape, entry, symbols)

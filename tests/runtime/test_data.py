@@ -624,6 +624,16 @@ def test_a_field_that_one_input_claims_feeds_no_other():
         assert (caught.value.help == "did you mean `pp`?") == ("pp" in fields)
 
 
+@pytest.mark.parametrize("dtype", ["i32", "i64", "f64", "bool"])
+def test_every_element_type_of_the_language_can_be_fed(dtype):
+    """An input of i64 once ended in a traceback."""
+    whole, real = (Dataset(Arrays({"x": np.zeros((2, 1), kind)})) for kind in ("i4", "f4"))
+    ((_, _, kind),) = feed(whole, [Input("x", dtype)])
+    assert np.dtype(kind).kind == dtype[0]
+    if dtype != "f64":
+        assert code_of(feed, real, [Input("x", dtype)]) == "E611"
+
+
 def test_data_meets_inputs_by_name_or_by_place():
     """A model may call its picture `x`; what it calls `label` is the label wherever it stands."""
     data = open_data([stage("mnist", "test")])
