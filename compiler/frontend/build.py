@@ -197,6 +197,9 @@ def _infer_targets(ev: Evaluator, expr: Any) -> None:
     if not (isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and len(expr.args) == 2
             and isinstance(expr.args[1], ast.Name) and ev.scope.find(expr.args[1].id) is None):
         return
+    if ev.scope.find(expr.func.id) is None:  # a misspelt loss: what it takes stays silent
+        ev.scope.names[expr.args[1].id] = Binding(BROKEN, expr.args[1].span, "input")
+        return
     first = ev.eval(expr.args[0])
     if not isinstance(first, Tensor):
         return
