@@ -10,6 +10,7 @@ from typing import Any
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Span
 from lamina.compiler.frontend.build import build
 from lamina.compiler.frontend.library import Module, did_you_mean, find_file, load_path
+from lamina.compiler.frontend.names import check_names
 from lamina.compiler.frontend.recipe import (
     SCHEDULES,
     Call,
@@ -41,9 +42,11 @@ def check_file(name: str, choice: str = "") -> list[Diagnostic]:
     for definition in _chosen(module.models, choice):
         if all(p.default is not None or any(p.name.id == w.name.id for w in definition.settings)
                for p in definition.node.params):
-            found.attempt(lambda d=definition: build(module, d))
+            found.attempt(lambda d=definition: build(module, d, built=found.built))
     for recipe in _chosen(module.recipes, choice):
         _check_recipe(module, recipe, found)
+    if not choice:
+        found.add_elsewhere(check_names(module, found.built))
     return list(found.sink.diagnostics)
 
 
@@ -67,6 +70,7 @@ class _Found:
     def __init__(self) -> None:
         self.sink = Sink()
         self.seen: set[tuple] = set()
+        self.built: set[Any] = set()  # the nodes of definitions that were instantiated
 
     def add(self, diagnostics: Iterable[Diagnostic]) -> None:
         """Keep diagnostics of places that have none of their code yet."""
@@ -75,6 +79,12 @@ class _Found:
             if key not in self.seen:
                 self.seen.add(key)
                 self.sink.add(one)
+
+    def add_elsewhere(self, diagnostics: Iterable[Diagnostic]) -> None:
+        """Keep diagnostics of places that nothing was said about."""
+        places = {key[1:] for key in self.seen}
+        self.add(one for one in diagnostics
+                 if (one.span.source.name, one.span.start, one.span.end) not in places)
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """The result of an action, or None after keeping what it reports."""
@@ -118,7 +128,7 @@ def _pipeline_problems(calls: Sequence[Call]) -> list[Diagnostic]:
 def _check_graph(module: Module, recipe: Recipe, found: _Found) -> None:
     """The model with its loss and metrics; patterns need the model alone."""
     built = found.attempt(lambda: build(module, recipe.model, recipe.call, training=True,
-                                        objective=recipe.objective))
+                                        objective=recipe.objective, built=found.built))
     if built is None:
         built = found.attempt(lambda: build(module, recipe.model, recipe.call, training=True))
     if built is not None:

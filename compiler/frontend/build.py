@@ -99,15 +99,18 @@ def literal(value: Any) -> str:
 
 def build(module: Module, definition: Definition, call: ast.Call | None = None, *,
           training: bool = False, sizes: Mapping[str, int] | None = None,
-          objective: Objective | None = None) -> Build:
+          objective: Objective | None = None, built: set[Any] | None = None) -> Build:
     """Build a model into a Graph. Raises CompileError with every diagnostic found.
 
-    `sizes` gives symbols a number, `training` chooses what dropout and batch-norm do.
+    `sizes` gives symbols a number, `training` chooses what dropout and batch-norm do. The nodes of
+    the definitions that are instantiated are added to `built`, also where the build fails.
     """
     sink = Sink()
     for diagnostic in module.sink.diagnostics:
         sink.add(diagnostic)
     ctx = Context(definition.name, training, dict(sizes or {}), sink)
+    if built is not None:
+        ctx.built = built
     bind_constants(ctx, module)
     result, instance = build_model(ctx, definition, call)
     outputs = dict(result.outputs) if isinstance(result, Result) else {}

@@ -208,7 +208,7 @@ def test_negative_numbers_are_no_paths():
     ({"momentum": '"x"'}, "E503", '`momentum` must be a number, not the text "x"', None, '"x"'),
     ({"optimizer": "adm(lr=1)"}, "E503", "no optimizer is named `adm`", "did you mean `adam`?",
      "adm(lr=1)"),
-    ({"optimizer": "betas=[-1, 0.5]"}, "E503",
+    ({"optimizer": "adam(lr=1, betas=[-1, 0.5])"}, "E503",
      "`betas` must be two numbers from 0 to below 1, not a list of 2", None,
      "betas=[-1, 0.5]"),
     ({"keep": "best(ac)"}, "E503", "`keep` names no metric: `ac`", "metrics: none", "ac"),
