@@ -82,7 +82,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
     """Report every error of the files: names, shapes, recipes."""
     from lamina.commands.checking import check_file, diagnostic_json
 
-    found = [diagnostic for file in files for diagnostic in check_file(_split(file)[0])]
+    found = [diagnostic for file in files for diagnostic in check_file(*_split(file))]
     if as_json:
         console.print_json([diagnostic_json(diagnostic) for diagnostic in found])
         sys.exit(1 if found else 0)

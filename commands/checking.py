@@ -3,55 +3,139 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Span
 from lamina.compiler.frontend.build import build
-from lamina.compiler.frontend.library import Module, find_file, load_path
-from lamina.compiler.frontend.recipe import Call, frozen_keys, read_recipe
+from lamina.compiler.frontend.library import Module, did_you_mean, find_file, load_path
+from lamina.compiler.frontend.names import check_names
+from lamina.compiler.frontend.recipe import (
+    SCHEDULES,
+    Call,
+    Recipe,
+    examine_recipe,
+    frozen_keys,
+)
+from lamina.compiler.syntax import ast
 from lamina.compiler.transform.training import trainable
-from lamina.runtime.data.dataset import check_stages
+from lamina.runtime.data.dataset import check_stage
 from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import Failure
 from lamina.runtime.schedule import check_schedule
 
 
-def check_file(name: str) -> list[Diagnostic]:
-    """Every diagnostic of a file: of its models with their defaults, and of its recipes."""
-    sink = Sink()
+def check_file(name: str, choice: str = "") -> list[Diagnostic]:
+    """Every diagnostic of a file: of its models with their defaults, and of its recipes.
+
+    With a `choice`, those of the model or recipe of that name alone.
+    """
     try:
         module = load_path(find_file(name))
+        if choice:
+            _require(module, choice)
     except CompileError as error:
         return list(error.diagnostics)
-    for diagnostic in module.sink.diagnostics:
-        sink.add(diagnostic)
-    seen: set[tuple] = set()
-    for definition in module.models.values():
+    found = _Found()
+    found.add(module.sink.diagnostics)
+    for definition in _chosen(module.models, choice):
         if all(p.default is not None or any(p.name.id == w.name.id for w in definition.settings)
                for p in definition.node.params):
-            _collect(sink, seen, lambda d=definition: build(module, d))
-    for recipe in module.recipes.values():
-        _collect(sink, seen, lambda r=recipe: _check_recipe(module, r))
-    return list(sink.diagnostics)
+            found.attempt(lambda d=definition: build(module, d, built=found.built))
+    for recipe in _chosen(module.recipes, choice):
+        _check_recipe(module, recipe, found)
+    if not choice:
+        found.add_elsewhere(check_names(module, found.built))
+    return list(found.sink.diagnostics)
 
 
-def _check_recipe(module: Module, recipe: Any) -> None:
+def _chosen(named: Mapping[str, Any], choice: str) -> list[Any]:
+    return [value for name, value in named.items() if choice in ("", name)]
+
+
+def _require(module: Module, choice: str) -> None:
+    """Raise CompileError (E415) when a file has no model and no recipe of this name."""
+    known = [*module.models, *module.recipes]
+    if choice not in known:
+        raise CompileError(Diagnostic(
+            "E415", f"no model and no recipe is named `{choice}`",
+            Span(module.file.source, 0, 0),
+            help=did_you_mean(choice, known) or f"there are: {', '.join(known) or 'none'}"))
+
+
+class _Found:
+    """What a file's checks report. One place gives one message, however many models it breaks."""
+
+    def __init__(self) -> None:
+        self.sink = Sink()
+        self.seen: set[tuple] = set()
+        self.built: set[Any] = set()  # the nodes of definitions that were instantiated
+
+    def add(self, diagnostics: Iterable[Diagnostic]) -> None:
+        """Keep diagnostics of places that have none of their code yet."""
+        for one in diagnostics:
+            key = (one.code, one.span.source.name, one.span.start, one.span.end)
+            if key not in self.seen:
+                self.seen.add(key)
+                self.sink.add(one)
+
+    def add_elsewhere(self, diagnostics: Iterable[Diagnostic]) -> None:
+        """Keep diagnostics of places that nothing was said about."""
+        places = {key[1:] for key in self.seen}
+        self.add(one for one in diagnostics
+                 if (one.span.source.name, one.span.start, one.span.end) not in places)
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """The result of an action, or None after keeping what it reports."""
+        try:
+            return action()
+        except CompileError as error:
+            self.add(error.diagnostics)
+            return None
+
+
+def _check_recipe(module: Module, node: ast.Recipe, found: _Found) -> None:
     """Everything about a recipe that can be told without its files."""
-    read = read_recipe(module, recipe)
-    graph = build(module, read.model, read.call, training=True, objective=read.objective).graph
-    sink = Sink()
-    frozen_keys([rule for phase in read.phases for rule in phase.rules], trainable(graph), sink)
-    sink.raise_if_any()
-    for calls in read.data.values():
-        stages = [_stage(call) for call in calls]
-        for count, call in enumerate(calls, 1):
-            _located(call.span, lambda given=stages[:count]: check_stages(given))
-    for phase in read.phases:
-        if phase.schedule is not None:
-            schedule = _stage(phase.schedule)
-            _located(phase.schedule.span, lambda given=schedule: check_schedule(given))
+    examined = found.attempt(lambda: examine_recipe(module, node))
+    if examined is None:
+        return  # its model is not known
+    recipe, problems = examined
+    found.add(problems)
+    for calls in recipe.data.values():
+        found.add(_pipeline_problems(calls))
+    for phase in recipe.phases:
+        schedule = phase.schedule
+        if schedule is not None and schedule.name in SCHEDULES:
+            found.attempt(lambda s=schedule: _located(s.span, lambda: check_schedule(_stage(s))))
+    _check_graph(module, recipe, found)
+
+
+def _pipeline_problems(calls: Sequence[Call]) -> list[Diagnostic]:
+    """What is wrong with each call of a data pipeline; a wrong order is told once."""
+    problems: dict[str, Diagnostic] = {}
+    for index, call in enumerate(calls):
+        if not call.name:
+            continue
+        try:
+            _located(call.span, lambda c=call, first=index == 0: check_stage(_stage(c), first))
+        except CompileError as error:
+            (one,) = error.diagnostics
+            problems.setdefault("order" if one.code == "E613" else str(index), one)
+    return list(problems.values())
+
+
+def _check_graph(module: Module, recipe: Recipe, found: _Found) -> None:
+    """The model with its loss and metrics; patterns need the model alone."""
+    built = found.attempt(lambda: build(module, recipe.model, recipe.call, training=True,
+                                        objective=recipe.objective, built=found.built))
+    if built is None:
+        built = found.attempt(lambda: build(module, recipe.model, recipe.call, training=True))
+    if built is not None:
+        sink = Sink()
+        rules = [rule for phase in recipe.phases for rule in phase.rules]
+        frozen_keys(rules, trainable(built.graph), sink)
+        found.add(sink.diagnostics)
 
 
 def _located(span: Span, check: Callable[[], object]) -> None:
@@ -65,18 +149,6 @@ def _located(span: Span, check: Callable[[], object]) -> None:
 
 def _stage(call: Call) -> Stage:
     return Stage(call.name, call.args, call.kwargs, call.line)
-
-
-def _collect(sink: Sink, seen: set[tuple], action: Any) -> None:
-    """One place gives one message, however many models it breaks."""
-    try:
-        action()
-    except CompileError as error:
-        for d in error.diagnostics:
-            key = (d.code, d.span.source.name, d.span.start, d.span.end)
-            if key not in seen:
-                seen.add(key)
-                sink.add(d)
 
 
 def diagnostic_json(diagnostic: Diagnostic) -> dict[str, Any]:

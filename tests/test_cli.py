@@ -80,6 +80,22 @@ def test_check_reports_all_errors_of_all_files(place):
     assert run("check", "small.lam") == (0, "1 file without errors\n")
 
 
+def test_check_picks_a_model_or_a_recipe(place):
+    # A name after `#` that the file does not have is an error; a known one is checked alone.
+    Path("two.lam").write_text(SMALL + """model Bad {
+  input x: f32[B, 8]
+  output y = x -> liner(3)
+}
+""")
+    code, text = run("check", "two.lam#Nope")
+    assert code == 1
+    assert "error[E415]: no model and no recipe is named `Nope`" in text
+    assert "there are: Small, Bad, quick" in text
+    assert "did you mean `quick`?" in run("check", "two.lam#quik")[1]
+    assert run("check", "two.lam#Small")[0] == run("check", "two.lam#quick")[0] == 0
+    assert run("check", "two.lam#Bad")[0] == 1
+
+
 def test_check_as_json(place):
     # For editors: place and message as data.
     Path("one.lam").write_text(SMALL.replace("linear(hidden)", "liner(hidden)"))

@@ -99,15 +99,18 @@ def literal(value: Any) -> str:
 
 def build(module: Module, definition: Definition, call: ast.Call | None = None, *,
           training: bool = False, sizes: Mapping[str, int] | None = None,
-          objective: Objective | None = None) -> Build:
+          objective: Objective | None = None, built: set[Any] | None = None) -> Build:
     """Build a model into a Graph. Raises CompileError with every diagnostic found.
 
-    `sizes` gives symbols a number, `training` chooses what dropout and batch-norm do.
+    `sizes` gives symbols a number, `training` chooses what dropout and batch-norm do. The nodes of
+    the definitions that are instantiated are added to `built`, also where the build fails.
     """
     sink = Sink()
     for diagnostic in module.sink.diagnostics:
         sink.add(diagnostic)
     ctx = Context(definition.name, training, dict(sizes or {}), sink)
+    if built is not None:
+        ctx.built = built
     bind_constants(ctx, module)
     result, instance = build_model(ctx, definition, call)
     outputs = dict(result.outputs) if isinstance(result, Result) else {}
@@ -196,6 +199,9 @@ def _infer_targets(ev: Evaluator, expr: Any) -> None:
     """An unknown second operand of a known loss is an input of the type that the loss wants."""
     if not (isinstance(expr, ast.Call) and isinstance(expr.func, ast.Name) and len(expr.args) == 2
             and isinstance(expr.args[1], ast.Name) and ev.scope.find(expr.args[1].id) is None):
+        return
+    if ev.scope.find(expr.func.id) is None:  # a misspelt loss: what it takes stays silent
+        ev.scope.names[expr.args[1].id] = Binding(BROKEN, expr.args[1].span, "input")
         return
     first = ev.eval(expr.args[0])
     if not isinstance(first, Tensor):

@@ -33,6 +33,8 @@ class Calls(Base):
     def _call(self, expr: ast.Call) -> Any:
         callee = self.eval(expr.func)
         if callee is BROKEN:
+            for arg in (*expr.args, *(word.value for word in expr.kwargs)):
+                self.eval(arg)  # its own mistakes are told in the same run
             return BROKEN
         if isinstance(callee, Definition):
             return Layer(expr, self.scope, self.instance)

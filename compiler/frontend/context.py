@@ -65,6 +65,7 @@ class Context:
         self.reported: set[tuple[str, int, int, str]] = set()
         self.evaluating: tuple[str, ...] = ()  # constants on the way to the one being evaluated
         self.circular: set[str] = set()  # constants already reported to need themselves
+        self.built: set[Any] = set()  # the nodes of the definitions that were instantiated
         self.instantiate: Callable[..., Any] = _not_ready
 
     # --- diagnostics ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lamina.compiler.errors import Label, Note, Span
@@ -28,6 +29,7 @@ from lamina.compiler.syntax import ast
 OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul", "**": "pow",
              "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal",
              "==": "equal", "!=": "not_equal"}
+OTHER_LANGUAGES = {"True": "true", "False": "false", "None": "none"}
 VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 
 
@@ -48,8 +50,8 @@ class Expressions(Base):
             return self.error("E306", "`_` stands for the piped value, and nothing is piped here",
                               expr.span, help="use it inside a stage, after `->`")
         return self.error("E301", f"`{expr.id}` is not defined here", expr.span,
-                          help=_bound_below(self.instance.definition.node.body, expr) or
-                          did_you_mean(expr.id, self.scope.visible()) or _symbol_help(expr.id))
+                          help=name_help(self.instance.definition.node.body, expr,
+                                         self.scope.visible()))
 
     def _constant(self, binding: Binding, constant: Constant, expr: ast.Name) -> Any:
         """The value of a constant, kept for its next use."""
@@ -309,6 +311,15 @@ class Expressions(Base):
         if condition is BROKEN:
             return BROKEN
         return self.eval(expr.then if condition else expr.otherwise)
+
+
+def name_help(body: tuple[ast.Statement, ...], expr: ast.Name, visible: Iterable[str]
+              ) -> str | None:
+    """What to suggest for a name that is not bound, in a body where others are visible."""
+    usual = OTHER_LANGUAGES.get(expr.id)
+    if usual:
+        return f"did you mean `{usual}`?"
+    return _bound_below(body, expr) or did_you_mean(expr.id, visible) or _symbol_help(expr.id)
 
 
 def _bound_below(body: tuple[ast.Statement, ...], expr: ast.Name) -> str | None:

@@ -76,6 +76,7 @@ def _chain(definition: Definition, instance: Instance | None) -> str:
 
 def _run_body(ctx: Context, instance: Instance, piped: list[Any], span: Span) -> Any:
     body = Body(ctx, instance, piped, span)
+    ctx.built.add(instance.definition.node)
     if instance.parent is not None and not _right_count(body):
         return BROKEN
     # Ties come first: they say where a parameter lives before it is made.

@@ -103,7 +103,20 @@ def read_recipe(module: Module, recipe: ast.Recipe, overrides: Mapping[str, str]
 
     `overrides` maps a setting, an optimizer's setting or a model's setting to new text.
     """
-    return _Reader(module, recipe).read(dict(overrides or {}))
+    found, problems = examine_recipe(module, recipe, overrides)
+    if problems:
+        raise CompileError(*problems)
+    return found
+
+
+def examine_recipe(module: Module, recipe: ast.Recipe, overrides: Mapping[str, str] | None = None
+                   ) -> tuple[Recipe, tuple[Diagnostic, ...]]:
+    """A recipe as far as it can be read, and what is wrong with it.
+
+    A call that cannot be evaluated has the name "". Raises CompileError without a known model.
+    """
+    reader = _Reader(module, recipe)
+    return reader.read(dict(overrides or {})), reader.sink.diagnostics
 
 
 class _Reader:
@@ -130,14 +143,12 @@ class _Reader:
         phases = self._phase_overrides(overrides)
         optimizer = self._optimizer(self.settings.get("optimizer"), None)
         call, optimizer = self._apply_others(overrides, model, call, optimizer)
-        result = Recipe(
+        return Recipe(
             self.recipe.name.id, model, call, self._objective(), self._data(),
             self._phases(optimizer, phases), self._whole("batch", 32, 1),
             self._whole("seed", 0, 0), self._keep(), self._number("clip", 0.0), tuple(
                 item for item in self.recipe.body if isinstance(item, ast.Weights)),
             self.recipe.name.span)
-        self.sink.raise_if_any()
-        return result
 
     def error(self, code: str, message: str, span: Span, help: str | None = None) -> Any:
         self.sink.error(code, message, span, help=help)
@@ -152,7 +163,8 @@ class _Reader:
         value = binding.value if binding else None
         if not isinstance(value, Definition) or value.kind != "model":
             self.error("E415", f"no model is named `{name.id}`", name.span,
-                       did_you_mean(name.id, self.module.models))
+                       did_you_mean(name.id, self.module.models) or
+                       f"models here: {', '.join(self.module.models) or 'none'}")
             self.sink.raise_if_any()
         assert isinstance(value, Definition)
         return value, self.recipe.model
@@ -241,7 +253,7 @@ class _Reader:
             parts = [flow] if not isinstance(flow, ast.Flow) else \
                 [flow.source, *(stage.body for stage in flow.stages)]
             calls = [self._call(part) for part in parts]
-            found[item.name.id] = tuple(call for call in calls if call is not None)
+            found[item.name.id] = tuple(call or Call("", (), (), item.span) for call in calls)
         if "train" not in found:
             self.error("E504", "a recipe needs data to train on", self.recipe.name.span,
                        'write `data train = mnist("train") -> shuffle`')
@@ -258,7 +270,7 @@ class _Reader:
                 if "optimizer" not in self.settings:
                     self.error("E504", "a recipe needs an optimizer", self.recipe.name.span,
                                "write `optimizer = sgd(lr=0.1)`")
-                return ()
+                optimizer = Call("sgd", (), (("lr", 0.0),), self.recipe.name.span)
             return (Phase("train", self._whole("epochs", 1, 1), optimizer, schedule, rules),)
         return tuple(self._phase(item, optimizer, schedule, rules if index == 0 else (),
                                  overrides.get(item.name.id, {}))
@@ -304,7 +316,7 @@ class _Reader:
     def _optimizer(self, item: ast.Setting | None, default: Call | None) -> Call | None:
         if item is None:
             return default
-        call = self._call(item.value)
+        call = self._evaluated(item.value)
         if call is None:
             return default
         rule = OPTIMIZERS.get(call.name)
@@ -314,11 +326,15 @@ class _Reader:
                        f"optimizers: {', '.join(OPTIMIZERS)}")
             return default
         words = dict(zip(rule.attrs, call.args, strict=False)) | call.settings
+        places = _places(item.value, tuple(rule.attrs))
         for name, value in words.items():
-            self._check_setting(call.name, name, value, call.span)
+            if value is not BROKEN:
+                self._check_setting(call.name, name, value, places[name])
         if "lr" not in words:
             self.error("E503", f"`{call.name}` needs a learning rate", call.span,
                        f"write `{call.name}(lr=0.01)`")
+        if any(value is BROKEN for value in words.values()):
+            return default
         return replace(call, args=(), kwargs=tuple(words.items()))
 
     def _check_setting(self, optimizer: str, name: str, value: Any, span: Span) -> None:
@@ -403,6 +419,13 @@ class _Reader:
         return value
 
     def _call(self, expr: Any) -> Call | None:
+        """A call whose arguments are all known."""
+        call = self._evaluated(expr)
+        if call is None or any(v is BROKEN for v in (*call.args, *call.settings.values())):
+            return None
+        return call
+
+    def _evaluated(self, expr: Any) -> Call | None:
         """A call by its name; a bare name is a call without arguments."""
         if isinstance(expr, ast.Name):
             return Call(expr.id, (), (), expr.span)
@@ -411,13 +434,19 @@ class _Reader:
             return None
         args = tuple(self._static(arg, "E503") for arg in expr.args)
         words = tuple((w.name.id, self._static(w.value, "E503")) for w in expr.kwargs)
-        if BROKEN in args or any(value is BROKEN for _, value in words):
-            return None
         return Call(expr.func.id, args, words, expr.span)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _places(expr: Any, names: tuple[str, ...]) -> dict[str, Span]:
+    """Where each setting of an optimizer's call stands."""
+    if not isinstance(expr, ast.Call):
+        return {}
+    places = {name: arg.span for name, arg in zip(names, expr.args, strict=False)}
+    return places | {word.name.id: word.span for word in expr.kwargs}
 
 
 def _own(phase: ast.Phase, name: str) -> bool:

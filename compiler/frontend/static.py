@@ -81,7 +81,8 @@ def binary(op: str, a: Any, b: Any) -> Any:
                               f"at most {MAX_ITEMS:,}")
         return (*a, *b)
     for value in (a, b):
-        if isinstance(value, bool) or not isinstance(value, (int, float, Expression)):
+        number = isinstance(value, (int, float, Expression)) and not isinstance(value, bool)
+        if not number or op not in ARITHMETIC:
             raise StaticError("E404", f"`{op}` cannot be applied to {_kind(a)} and {_kind(b)}")
     if op not in ARITHMETIC:
         raise StaticError("E404", f"`{op}` is between tensors, not between numbers",

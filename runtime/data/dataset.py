@@ -142,16 +142,23 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
                         + did_you_mean("", SOURCES).removeprefix("there are: "))
     if len(stages) > MAX_STAGES:
         raise DataError("E613", f"a data pipeline has at most {MAX_STAGES} calls")
+    for index, stage in enumerate(stages):
+        check_stage(stage, index == 0)
     first = stages[0]
-    if first.name not in SOURCES:
-        _not_a_source(first)
-    bound = check_call(first, SOURCES[first.name], folder=Path())
-    _at_line(first, lambda: check_source(first.name, bound.arguments))
-    for stage in stages[1:]:
-        _check_transform(stage)
     if first.name == "arrays":
         return tuple(key for key, _ in first.kwargs if key != "file")
     return _FIELDS
+
+
+def check_stage(stage: Stage, first: bool) -> None:
+    """Raise DataError for a wrong call: the first of a pipeline is a source, no other is."""
+    if not first:
+        _check_transform(stage)
+        return
+    if stage.name not in SOURCES:
+        _not_a_source(stage)
+    bound = check_call(stage, SOURCES[stage.name], folder=Path())
+    _at_line(stage, lambda: check_source(stage.name, bound.arguments))
 
 
 def _at_line(stage: Stage, check: Callable[[], None]) -> None:

@@ -210,7 +210,7 @@ def test_negative_numbers_are_no_paths():
      "adm(lr=1)"),
     ({"optimizer": "adam(lr=1, betas=[-1, 0.5])"}, "E503",
      "`betas` must be two numbers from 0 to below 1, not a list of 2", None,
-     "adam(lr=1, betas=[-1, 0.5])"),
+     "betas=[-1, 0.5]"),
     ({"keep": "best(ac)"}, "E503", "`keep` names no metric: `ac`", "metrics: none", "ac"),
     ({"clip": "-1"}, "E503", "`clip` must be a number of at least 0, not the number -1", None,
      "-1"),
@@ -427,3 +427,28 @@ def test_initial_weights_follow_the_seed():
     first, second = (training(text(), seed=seed).initial() for seed in ("1", "2"))
     assert not np.array_equal(first["fc.weight"], second["fc.weight"])
     assert np.array_equal(first["fc.weight"], training(text("seed = 1")).initial()["fc.weight"])
+
+
+def test_check_tells_every_mistake_of_a_recipe_in_one_run(tmp_path):
+    # Whoever mends one mistake must not meet the next in the next run.
+    path = tmp_path / "all.lam"
+    path.write_text(MODEL + """recipe fit for Small {
+  data train = minst("train") -> shufle -> normalise(mean=0.1) -> pad(abc)
+  loss = cross_entrpy(logits, label)
+  metric acc = acuracy(logts, label)
+  optimizer = sgd(lrr=0.1, momentum=-1, lr=0.1)
+  freeze "hed.*"
+}
+""")
+    found = [(d.code, d.span.text) for d in check_file(str(path))]
+    assert found == [
+        ("E606", 'minst("train")'), ("E607", "shufle"), ("E607", "normalise(mean=0.1)"),
+        ("E301", "abc"), ("E301", "cross_entrpy"), ("E301", "acuracy"), ("E301", "logts"),
+        ("E503", "lrr=0.1"), ("E503", "momentum=-1"), ("E506", '"hed.*"')]
+
+
+def test_a_recipe_for_an_unknown_model_lists_the_models():
+    # Without a near name the help names what there is.
+    ((code, message, help, place),) = mistakes(text(model="Zebra"))
+    assert (code, message, place) == ("E415", "no model is named `Zebra`", "Zebra")
+    assert help == "models here: Small"
