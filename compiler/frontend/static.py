@@ -82,7 +82,7 @@ def binary(op: str, a: Any, b: Any) -> Any:
         return (*a, *b)
     for value in (a, b):
         number = isinstance(value, (int, float, Expression)) and not isinstance(value, bool)
-        if not number or op not in ARITHMETIC:
+        if not number:
             raise StaticError("E404", f"`{op}` cannot be applied to {_kind(a)} and {_kind(b)}")
     if op not in ARITHMETIC:
         raise StaticError("E404", f"`{op}` is between tensors, not between numbers",
