@@ -65,7 +65,7 @@ def _batch(graph: Graph, asked: int | None) -> int:
         return asked or BATCH
     if asked not in (None, fixed):
         text = f"--batch {asked}"
-        raise CompileError(Diagnostic("E417", f"the model's batch is {fixed}, not {asked}",
+        raise CompileError(Diagnostic("E416", f"the model's batch is {fixed}, not {asked}",
                                       Span(Source("the command line", text), 0, len(text)),
                                       help="leave --batch out"))
     return fixed

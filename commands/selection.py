@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lamina.api import Net, load
 from lamina.commands.bench import plain_training_step
-from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
+from lamina.compiler.errors import CompileError, Diagnostic, Note, Source, Span
 from lamina.compiler.frontend.build import find_model
 from lamina.compiler.frontend.library import Module
-from lamina.compiler.frontend.recipe import find_recipe, parse_value
+from lamina.compiler.frontend.recipe import check_override, find_recipe, override
+from lamina.compiler.frontend.shapes import divisors
+from lamina.compiler.frontend.values import Definition
 from lamina.compiler.ir.graph import Graph
-from lamina.compiler.ir.types import Expression, substitute, symbols_of
+from lamina.compiler.ir.types import Dim, Expression, substitute, symbols_of
 from lamina.compiler.syntax import ast
 
 
@@ -26,25 +28,26 @@ def select_net(file: str, name: str, settings: Mapping[str, str], sizes: Mapping
         call, definition = recipe.model, find_model(module, recipe.model.func.id)
     else:
         definition = find_model(module, name or None)
-    net = Net(module, definition, _with_settings(definition.name, call, settings))
+    net = Net(module, definition, _with_settings(module, definition, call, settings))
     if sizes:
         net.sizes.update(_solve(net, sizes))
         net = Net(module, definition, net.call, net.sizes)
     return net
 
 
-def _with_settings(name: str, call: ast.Call | None, settings: Mapping[str, str]
-                   ) -> ast.Call | None:
+def _with_settings(module: Module, definition: Definition, call: ast.Call | None,
+                   settings: Mapping[str, str]) -> ast.Call | None:
     if not settings:
         return call
     words = []
     for key, text in settings.items():
-        value = parse_value(key, text)
-        words.append(ast.Keyword(ast.Name(key, value.span), value, value.span))
+        given = override(key, text)
+        check_override(module, definition, given)
+        words.append(ast.Keyword(given.name, given.value, given.span))
     kept = tuple(word for word in call.kwargs if word.name.id not in settings) if call else ()
     span = words[0].span
     args = call.args if call else ()
-    return ast.Call(ast.Name(name, span), args, (*kept, *words), span)
+    return ast.Call(ast.Name(definition.name, span), args, (*kept, *words), span)
 
 
 def select_step(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]
@@ -87,10 +90,24 @@ def _solve(net: Net, sizes: Mapping[str, str]) -> dict[str, int]:
                 solved.setdefault(next(iter(symbols_of(size))).name, number)
             if substitute(size, solved) != number:
                 raise _error(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {size} is not "
-                             f"{number}")
+                             f"{number}", _broken(net.definition, size, number))
     return solved
 
 
-def _error(written: str, message: str) -> CompileError:
+def _broken(definition: Definition, size: Dim, number: int) -> list[Note]:
+    """The assertions that do not hold when a symbol has this number."""
+    notes = []
+    for statement in definition.node.body:
+        if not isinstance(statement, ast.Assert):
+            continue
+        if number % divisors((statement,)).get(str(size), 1):
+            why = f': "{statement.message.value}"' if statement.message else ""
+            notes.append(Note(f"`{statement.condition.span.text}` does not hold{why}",
+                              statement.condition.span))
+    return notes
+
+
+def _error(written: str, message: str, notes: Sequence[Note] = ()) -> CompileError:
     source = Source("<--input>", written)
-    return CompileError(Diagnostic("E417", message, Span(source, 0, len(written))))
+    return CompileError(Diagnostic("E416", message, Span(source, 0, len(written)),
+                                   notes=tuple(notes)))

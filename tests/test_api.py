@@ -34,6 +34,25 @@ def pictures(batch, seed=0):
 # --- loading ------------------------------------------------------------------------------------
 
 
+def test_settings_may_be_numpy_numbers():
+    # Sizes often come out of arrays: a scalar or an array stands for its numbers.
+    file = lamina.loads(MIXED)
+    for seven in (np.int64(7), np.array(7), np.float32(7).astype(np.int32)):
+        assert file.Mixed(classes=seven).outputs["logits"].shape[1] == 7
+    depths = lamina.load("resnet").ResNet(depths=np.array([1, 1, 1, 1]), classes=np.int32(5))
+    assert depths.outputs["logits"].shape[1] == 5
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (object(), "not object"), ({1: 2}, "not dict"), (float("nan"), "finite, not nan"),
+    ([1, np.float32("inf")], "finite, not inf"), (np.array([object()]), "not object"),
+])
+def test_settings_that_the_language_cannot_say(value, words):
+    # A TypeError in Python's words, not a syntax error in a text that nobody wrote.
+    with pytest.raises(TypeError, match=words):
+        lamina.loads(MIXED).Mixed(classes=value)
+
+
 def test_load_by_name_path_and_text(tmp_path):
     # The three ways in lead to the same graph.
     path = tmp_path / "mixed.lam"

@@ -134,6 +134,29 @@ def test_shapes_with_open_sizes(place):
     assert json.loads(text)["macs"] == 16 * 24 * 8 * 27 + 32
 
 
+def test_sizes_that_break_an_assertion_tell_it(place):
+    # The symbol is a multiple of 4 because of a line of the file: that line is named.
+    Path("halved.lam").write_text("""model Halved {
+  input x: f32[B, 3, H, W]
+  assert H % 4 == 0, "halved twice"
+  output y = x -> maxpool(2) -> maxpool(2)
+}
+""")
+    code, text = run("shapes", "halved.lam", "--input", "x=1x3x30x32")
+    assert code == 1
+    assert "error[E416]: `x` is f32[B, 3, H, W]: H is not 30" in text
+    assert 'note: `H % 4 == 0` does not hold: "halved twice"  (halved.lam:3)' in text
+
+
+def test_overrides_point_at_what_is_wrong():
+    # The key where there is no such setting, the value where it is no number.
+    code, text = run("shapes", "lenet5", "-o", "foo=3")
+    assert code == 1
+    assert "1 | foo=3\n  | ^^^\n" in text
+    assert "classes must be a whole number, as in classes=10" in \
+        run("shapes", "lenet5", "-o", "classes=abc")[1]
+
+
 def test_why_fills_in_the_formula():
     # The formula of the textbooks, with this layer's numbers.
     code, text = run("shapes", "lenet5", "--why", "c3")

@@ -64,16 +64,16 @@ class Base:
         """The value of an expression; BROKEN after an error was reported."""
         raise NotImplementedError
 
-    def size(self, expr: Any) -> Any:
-        """A whole number or a symbolic size."""
+    def size(self, expr: Any, what: str = "a size") -> Any:
+        """A whole number or a symbolic size; `what` names it in messages."""
         value = self.eval(expr)
         if value is BROKEN:
             return BROKEN
         if isinstance(value, bool) or not isinstance(value, (int, Expression)):
-            return self.error("E317", f"a size must be a whole number, not {describe(value)}",
+            return self.error("E317", f"{what} must be a whole number, not {describe(value)}",
                               expr.span)
         if isinstance(value, int) and value < 0:
-            return self.error("E317", f"a size cannot be negative: `{expr.span.text}` = {value}",
+            return self.error("E317", f"{what} cannot be negative: `{expr.span.text}` = {value}",
                               expr.span)
         return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
@@ -84,7 +85,9 @@ def settings_call(name: str, settings: Mapping[str, Any]) -> ast.Call | None:
 
 
 def literal(value: Any) -> str:
-    """A Python value in the language."""
+    """A Python or NumPy value in the language. Raises TypeError for what it cannot say."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # a NumPy scalar or array
+        value = value.tolist()
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -94,6 +97,11 @@ def literal(value: Any) -> str:
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'"{escaped}"'
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"a setting is a number, a truth value, a text, None or a list of them, "
+                        f"not {type(value).__name__}")
+    if not isfinite(value):
+        raise TypeError(f"a setting must be finite, not {value}")
     return repr(value)
 
 

@@ -142,8 +142,10 @@ class Calls(Base):
             return found[0]
         shape = shape_text(x.shape) if x else "nothing"
         problem = "no axis" if not found else f"{len(found)} axes"
-        return self.error("E319", f"{shape} has {problem} of size `{word.value.span.text}` = "
-                          f"{binding.value}", word.value.span, help="give the axis as a number")
+        written = word.value.span.text
+        value = "" if str(binding.value) == written else f" = {binding.value}"
+        return self.error("E319", f"{shape} has {problem} of size `{written}`{value}",
+                          word.value.span, help="give the axis as a number")
 
     def apply_op(self, op: Op, args: list[Any], call: Any, span: Span, path: str) -> Any:
         """An operator on values: first its operands, then its attributes in order."""
@@ -167,7 +169,9 @@ class Calls(Base):
             attrs["salt"] = zlib.crc32(path.encode()) & 0x7FFFFFFF
         spans = [arg.span for arg in call.args[:count]] if isinstance(call, ast.Call) else []
         if len(operands) < op.arity[0]:
-            return self.error("E201", f"`{op.name}` takes {op.arity[0]} operands, "
+            least = op.arity[0]
+            return self.error("E201", f"`{op.name}` takes {least} "
+                              f"operand{'' if least == 1 else 's'}, "
                               f"{len(operands)} given", span)
         return self.ctx.apply(op, operands, attrs, span, self.instance,
                               spans if len(spans) == len(operands) else None)

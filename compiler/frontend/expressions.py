@@ -124,6 +124,8 @@ class Expressions(Base):
         known = [k.removeprefix(f"{layer.path}.") for k in self.ctx.params
                  if k.startswith(f"{layer.path}.")]
         if not known:
+            if self.ctx.sink:
+                return BROKEN  # what would use the layer may have failed
             return self.error("E308", f"`{layer.path}` has not been used yet, so its parameters "
                               "do not exist", expr.span, help="use the layer before its weights")
         return self.error("E307", f"the layer has no parameter `{expr.name}`", expr.span,

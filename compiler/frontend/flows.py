@@ -213,7 +213,7 @@ class Flows(Calls):
     def _rounds(self, body: ast.Repeat | ast.For) -> Any:
         """The bindings of each round."""
         if isinstance(body, ast.Repeat):
-            count = self.size(body.count)
+            count = self.size(body.count, "a count")
             if count is BROKEN:
                 return BROKEN
             if not isinstance(count, int):

@@ -142,6 +142,7 @@ class Module:
         if binding is None or not isinstance(binding.value, Definition):
             self.sink.error("E301", f"no {alias.kind} is named `{target.id}`", target.span,
                             help=did_you_mean(target.id, self._names_of_definitions()))
+            self.bind(alias.name, Binding(BROKEN, alias.name.span, "global"))
             return
         base = binding.value
         if base.kind != alias.kind:
@@ -153,6 +154,7 @@ class Module:
             self.sink.error("E405", "settings of a variant are given by name",
                             alias.target.args[0].span,
                             help=f"write `{target.id}(name=value)`")
+            self.bind(alias.name, Binding(BROKEN, alias.name.span, "global"))
             return
         settings = [parameter.name.id for parameter in base.node.params]
         for word in alias.target.kwargs:

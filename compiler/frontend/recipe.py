@@ -12,7 +12,7 @@ from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
 from lamina.compiler.frontend.build import Objective, bind_constants, literal
 from lamina.compiler.frontend.context import Context, Instance
 from lamina.compiler.frontend.evaluate import Evaluator
-from lamina.compiler.frontend.library import Module, did_you_mean
+from lamina.compiler.frontend.library import CONSTANTS, Module, did_you_mean
 from lamina.compiler.frontend.values import BROKEN, Definition, describe, is_static
 from lamina.compiler.ops.optim import OPTIMIZERS
 from lamina.compiler.syntax import ast
@@ -22,6 +22,8 @@ SCHEDULES = ("constant", "cosine", "linear", "step")
 SETTINGS = ("loss", "optimizer", "schedule", "batch", "epochs", "seed", "keep", "clip")
 PHASE_SETTINGS = ("optimizer", "schedule", "epochs")
 RULE_SETTINGS = frozenset(name for rule in OPTIMIZERS.values() for name in rule.attrs)
+NUMBERS = {"batch": ("a whole number", "32"), "epochs": ("a whole number", "10"),
+           "seed": ("a whole number", "1"), "clip": ("a number", "1.0")}
 COMMAND_LINE = "the command line"
 
 
@@ -183,7 +185,9 @@ class _Reader:
         """Settings of the recipe itself that the command line replaces."""
         phases = [item for item in self.recipe.body if isinstance(item, ast.Phase)]
         for name in [name for name in overrides if name in SETTINGS]:
-            self.settings[name] = given = _setting(name, overrides.pop(name))
+            self.settings[name] = given = override(name, overrides.pop(name))
+            if name in NUMBERS:
+                self._require_number(given, *NUMBERS[name])
             if phases and all(_own(phase, name) for phase in phases):
                 self.error("E502", f"every phase has its own `{name}`", given.name.span,
                            f"name the phase: -o {phases[0].name.id}.{name}=...")
@@ -203,16 +207,23 @@ class _Reader:
         rule = OPTIMIZERS.get(optimizer.name) if optimizer else None
         params = [parameter.name.id for parameter in model.node.params]
         for name, text in overrides.items():
-            given = _setting(name, text)
+            given = override(name, text)
             if rule is not None and optimizer is not None and name in rule.attrs:
                 optimizer = self._with_setting(optimizer, given)
             elif name in params:
+                check_override(self.module, model, given)
                 word = ast.Keyword(given.name, given.value, given.span)
                 kept = tuple(w for w in call.kwargs if w.name.id != name)
                 call = replace(call, kwargs=(*kept, word))
             else:
                 self._unknown_override(given, [*SETTINGS, *(rule.attrs if rule else ()), *params])
         return call, optimizer
+
+    def _require_number(self, given: ast.Setting, what: str, example: str) -> None:
+        """Raise CompileError for a word in place of a number that no constant explains."""
+        problem = no_number(given, self.module, what, example)
+        if problem is not None:
+            raise CompileError(problem)
 
     def _unknown_override(self, given: ast.Setting, known: list[str]) -> None:
         name = given.name.id
@@ -224,6 +235,8 @@ class _Reader:
 
     def _with_setting(self, optimizer: Call, given: ast.Setting) -> Call:
         """An optimizer with one setting replaced."""
+        if given.name.id != "betas":
+            self._require_number(given, "a number", "0.01")
         value = self._static(given.value, "E503")
         if value is BROKEN:
             return optimizer
@@ -279,7 +292,7 @@ class _Reader:
     def _phase(self, item: ast.Phase, optimizer: Call | None, schedule: Call | None,
                rules: tuple, overrides: Mapping[str, str]) -> Phase:
         own, more = self._phase_settings(item)
-        own |= {name: _setting(name, text) for name, text in overrides.items()
+        own |= {name: override(name, text) for name, text in overrides.items()
                 if name in PHASE_SETTINGS}
         chosen = self._optimizer(own.get("optimizer"), optimizer)
         if chosen is None:
@@ -289,7 +302,7 @@ class _Reader:
             chosen = Call("sgd", (), (("lr", 0.0),), item.span)
         known = OPTIMIZERS[chosen.name].attrs if chosen.name in OPTIMIZERS else ()
         for name in [name for name in overrides if name not in PHASE_SETTINGS]:
-            given = _setting(name, overrides[name])
+            given = override(name, overrides[name])
             if name in known:
                 chosen = self._with_setting(chosen, given)
             else:
@@ -454,11 +467,35 @@ def _own(phase: ast.Phase, name: str) -> bool:
     return any(isinstance(part, ast.Setting) and part.name.id == name for part in phase.body)
 
 
-def _setting(name: str, text: str) -> ast.Setting:
+def override(name: str, text: str) -> ast.Setting:
     """An override as the setting that it replaces; its name's span is the key."""
     value = parse_value(name, text)
     key = Span(value.span.source, 0, len(name))
     return ast.Setting(ast.Name(name, key), value, value.span)
+
+
+def no_number(given: ast.Setting, module: Module, what: str, example: str) -> Diagnostic | None:
+    """What is wrong with an override that is a word, where a number is wanted.
+
+    Operators and functions are no near names of it: only a constant of the file can be meant.
+    """
+    word = given.value.operand if isinstance(given.value, ast.Unary) else given.value
+    if not isinstance(word, ast.Name) or word.id in module.scope.names or word.id in CONSTANTS:
+        return None
+    name = given.name.id
+    return Diagnostic("E503", f"{name} must be {what}, as in {name}={example}", word.span)
+
+
+def check_override(module: Module, model: Definition, given: ast.Setting) -> None:
+    """Raise CompileError for a word where a model's setting is a number."""
+    for parameter in model.node.params:
+        kind = parameter.annotation
+        if parameter.name.id == given.name.id and isinstance(kind, ast.NamedType) and \
+                kind.name in ("int", "float"):
+            what, example = ("a whole number", "10") if kind.name == "int" else ("a number", "0.1")
+            problem = no_number(given, module, what, example)
+            if problem is not None:
+                raise CompileError(problem)
 
 
 def parse_value(name: str, text: str) -> Any:

@@ -20,8 +20,15 @@ def _check_labels(m, name: str, logits, label, axis: int) -> int:
         raise OpError("E227", f"`{name}`: logits {shape_text(logits.shape)} with classes along "
                       f"axis {axis} need labels {shape_text(expected)}, not "
                       f"{shape_text(label.shape)}",
-                      "one label for each position", (0, 1))
+                      _other_axis(logits, label) or "one label for each position", (0, 1))
     return axis
+
+
+def _other_axis(logits, label) -> str:
+    """The way out when the labels fit logits with their classes along the last axis."""
+    if len(logits.shape) > 2 and tuple(label.shape) == tuple(logits.shape[:-1]):
+        return "with classes along the last axis write axis=-1"
+    return ""
 
 
 def _check_same(name: str, x, y) -> None:

@@ -474,11 +474,58 @@ def _unexpected(place: _Place) -> Diagnostic:
     elif _operator_missing(place):
         before = place.words[place.index - 1]
         message = f"an operator is missing between `{_short(before)}` and `{_short(word)}`"
-        return Diagnostic("E100", message, place.at(before).to(place.span))
+        called = before.kind == "name" and word.kind == "number"
+        help = f"write `{_short(before)}({_short(word)})`" if called else None
+        return Diagnostic("E100", message, place.at(before).to(place.span), help=help)
     else:
         message = f"unexpected `{_short(word)}`"
-    notes = (Note("expected " + _either(names, quote="")),) if names else ()
-    return Diagnostic("E100", message, place.span, notes=notes)
+    help = None if word is None else _bracketed(place, word)
+    notes = (Note("expected " + _either(names, quote="")),) if names and not help else ()
+    return Diagnostic("E100", message, place.span, notes=notes, help=help)
+
+
+_OPERATORS = word_set("+ - * / // % ** @ == != < <= > >= and or in")
+
+
+def _bracketed(place: _Place, word: Lexeme) -> str | None:
+    """The edit for `x -> f + z`, where an operator follows a flow."""
+    start = _flow_start(place) if word.text in _OPERATORS else None
+    if start is None:
+        return None
+    flow = place.source.text[start : place.words[place.index - 1].end]
+    rest = place.source.text[word.start : _operand_end(place)]
+    short = len(flow) + len(rest) < 80 and "\n" not in flow + rest
+    shown = f"({flow}) {rest}" if short else f"(... -> ...) {word.text} ..."
+    return f"put the flow in brackets: {shown}"
+
+
+def _flow_start(place: _Place) -> int | None:
+    """Where the flow before the failure starts; None where no arrow is before it."""
+    depth, arrow, start = 0, False, place.words[place.index - 1].start
+    for word in reversed(place.words[place.first : place.index]):
+        if word.kind == "op" and word.text in ")]}":
+            depth += 1
+        elif word.kind == "op" and word.text in PAIRS:
+            depth -= 1
+        if depth < 0 or depth == 0 and word.text in ("=", ",", "if", "else", "assert"):
+            break
+        arrow |= depth == 0 and word.text == "->"
+        start = word.start
+    return start if arrow else None
+
+
+def _operand_end(place: _Place) -> int:
+    """Where what follows an operator ends: at the line's end or at a bracket's."""
+    depth, end = 0, place.words[place.index].end
+    for word in place.words[place.index + 1 :]:
+        if word.kind == "op" and word.text in PAIRS:
+            depth += 1
+        elif word.kind == "op" and word.text in ")]}":
+            depth -= 1
+        if depth < 0 or depth == 0 and (word.fresh or word.text in ",;"):
+            break
+        end = word.end
+    return end
 
 
 def _operator_missing(place: _Place) -> bool:
