@@ -45,8 +45,9 @@ def check_file(name: str, choice: str = "") -> list[Diagnostic]:
             found.attempt(lambda d=definition: build(module, d, built=found.built))
     for recipe in _chosen(module.recipes, choice):
         _check_recipe(module, recipe, found)
-    if not choice:
-        found.add_elsewhere(check_names(module, found.built))
+    bodies = {definition.node.name.id for definition in _chosen(module.models, choice)}
+    found.add_elsewhere(one for one in check_names(module, found.built)
+                        if not choice or one.path in bodies)
     return list(found.sink.diagnostics)
 
 

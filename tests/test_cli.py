@@ -94,6 +94,9 @@ def test_check_picks_a_model_or_a_recipe(place):
     assert "did you mean `quick`?" in run("check", "two.lam#quik")[1]
     assert run("check", "two.lam#Small")[0] == run("check", "two.lam#quick")[0] == 0
     assert run("check", "two.lam#Bad")[0] == 1
+    Path("three.lam").write_text("model Open(n: int) {\n  input x: f32[B, 8]\n"
+                                 "  output y = x -> liner(n)\n}\n")
+    assert "`liner` is not defined here" in run("check", "three.lam#Open")[1]
 
 
 def test_check_as_json(place):
