@@ -121,9 +121,8 @@ def _interpolate(m, x, axis: int, factor: int):
 def adaptive_avg_pool2d(m, x, *, windows):
     """The means of `windows` windows that cover [N, C, H, W] as evenly as whole pixels allow.
 
-    Window i of an axis of n pixels runs from floor(i n / windows) to
-    ceil((i + 1) n / windows). Where
-    their number divides n, windows are equal and n may be open.
+    Window i of an axis of n pixels runs from floor(i n / windows) to ceil((i + 1) n / windows).
+    Where their number divides n, windows are equal and n may be open.
     """
     _check_image("adaptive_avg_pool2d", x)
     for axis, count in zip((2, 3), pair("adaptive_avg_pool2d", "windows", windows), strict=True):

@@ -5,18 +5,18 @@ Packed weights are panels of `nr` columns: [group][panel][n0][n1][n2][nr], zero 
 
 from __future__ import annotations
 
-import re
-
 from lamina.compiler.lower.templates.text import (
+    NOTHING,
+    PIXEL,
     SPLIT,
     Epilogue,
     Template,
     Tile,
     claim_tile,
-    finish_kernel,
+    contraction,
+    count_up,
     finish_start,
     finish_tile,
-    finishing,
     kernel_text,
     lanes_tile,
 )
@@ -26,7 +26,6 @@ TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
 BLOCK_TILES = 16  # tiles of rows that read one panel of B
 KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
 PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
-NOTHING = Epilogue(stores=())
 LINE = 64  # bytes of a cache line
 PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
 
@@ -90,11 +89,10 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     past B's end are read and not used).
     """
     mr, nr = tile.mr, tile.nr
-    fixed = (
+    arguments = (
         *("a", "b", "scratch"),
         *["batch", "M", "N", "K", "a_batch", "a_row", "a_k", "b_batch", "b_panel", "b_k"],
     )
-    arguments = finishing(fixed, epilogue)
     a_floats = BLOCK_TILES * mr * PACKED_K
     c_floats = BLOCK_TILES * PANELS_PER_BLOCK * mr * nr
     # The tile's text occurs twice: with strides known when compiled its loop is a fifth shorter.
@@ -119,7 +117,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * {mr})) * N
-{finish_start(arguments, epilogue)}
+{finish_start(arguments)}
     u = u_lo
     while u < u_hi:
         item = u // tiles
@@ -177,15 +175,9 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                             {inner}, a_k, b_at,
                                     i64(0), i64(0), b_k, out, i64({nr}), step > 0)
                         if step == blocks - 1:
-{finish_tile(tile, 28)}
+{finish_tile(28)}
 """
-    source = kernel_text("Matrix product.", _own(arguments), NOTHING, body)
-    return Template(source, arguments, a_floats + c_floats, finish_kernel(epilogue, tile))
-
-
-def _own(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments that a contraction reads itself."""
-    return tuple(name for name in arguments if not re.fullmatch(r"[xy]\d+", name))
+    return contraction("Matrix product.", arguments, epilogue, tile, body, a_floats + c_floats)
 
 
 def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
@@ -247,12 +239,11 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str,
     `after` is text at a tile's end, before it is finished.
     """
     mr, nr = tile.mr, tile.nr
-    fixed = (
+    arguments = (
         *(("x",) if "w = local" in weights else ("x", "w")),
         *["images", "OH", "OW", "groups", "KH", "KW", "C", "K", "x_image", "x_row", "x_pixel"],
         *["stride_h", "stride_w", "dilation_h", "dilation_w"],
     )
-    arguments = finishing(fixed, epilogue)
     body = f"""
     rows_all = images * OH * OW
     tiles = (rows_all + {mr - 1}) // {mr}
@@ -269,7 +260,7 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str,
     out = local_f32({mr * nr})
     left = rows_all - u_lo * {mr}
     limit = min(rows_all, u_hi * {mr}) * columns if panels == 1 else i64(0)
-{finish_start(arguments, epilogue)}
+{finish_start(arguments)}
     ow = u_lo * {mr} % max(i64(1), OW)
     oh = u_lo * {mr} // max(i64(1), OW) % max(i64(1), OH)
     image = u_lo * {mr} // max(i64(1), OW * OH)
@@ -281,13 +272,7 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str,
             )
             left -= 1
             if left > 0:  # counting up costs a tenth of dividing
-                ow += 1
-                if ow == OW:
-                    ow = i64(0)
-                    oh += 1
-                    if oh == OH:
-                        oh = i64(0)
-                        image += 1
+{count_up(PIXEL, "image", 16)}
         for p in range(p_lo, p_hi):
             group = p // per_group
             q = p % per_group
@@ -303,7 +288,6 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str,
                 {tile.name}(rows_at, n0, n1, n2, a0, a1, i64(1),
                             b_at, b0, b1, b2, out, i64({nr}), False)
                 valid = min(i64({mr}), rows_all - first_row){after}
-{finish_tile(tile, 16)}
+{finish_tile(16)}
 """
-    source = kernel_text(doc, _own(arguments), NOTHING, body)
-    return Template(source, arguments, 0, finish_kernel(epilogue, tile))
+    return contraction(doc, arguments, epilogue, tile, body)

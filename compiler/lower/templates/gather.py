@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from lamina.compiler.lower.templates.text import POINTERS, Epilogue, Template, kernel_text
-
-NOTHING = Epilogue(stores=())
+from lamina.compiler.lower.templates.text import NOTHING, POINTERS, Template, kernel_text
 
 
 def take(dtype: str = "f32", index: str = "i32") -> Template:

@@ -78,6 +78,7 @@ class Template:
 
 
 STORE = Epilogue()
+NOTHING = Epilogue(stores=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,21 @@ def _indented(lines: Iterable[str], indent: int) -> str:
     return "\n".join(" " * indent + line for line in lines)
 
 
+def count_up(counters: Iterable[tuple[str, str]], last: str, indent: int) -> str:
+    """Lines that step nested counters, innermost first, each up to its limit; `last` has none."""
+    lines, depth = [], 0
+    for name, limit in counters:
+        inner = " " * depth
+        lines += [f"{inner}{name} += 1", f"{inner}if {name} == {limit}:",
+                  f"{inner}    {name} = i64(0)"]
+        depth += 4
+    return _indented([*lines, " " * depth + f"{last} += 1"], indent)
+
+
+PIXEL = (("ow", "OW"), ("oh", "OH"))  # with "image": the pixels of a result in order
+TAP = (("c", "C"), ("kw", "KW"))  # with "kh": the taps of a window in order
+
+
 # The pieces of this thread are u_lo..u_hi and p_lo..p_hi, out of `units` x `panels`.
 SPLIT = """
     u_lo, u_hi, p_lo, p_hi = split(units, panels, tid, nthreads)
@@ -229,21 +245,31 @@ def _held(epilogue: Epilogue) -> dict[str, Operand]:
 TILE = ("out", "first_row", "first_column", "valid", "width", "columns", "limit", "operands")
 
 
-def finishing(fixed: Iterable[str], epilogue: Epilogue) -> tuple[str, ...]:
-    """All arguments of a contraction: its own, then those that are handed to the finish."""
-    return ("finish", "claim", *fixed, *operand_names(epilogue))
+_GIVEN = ("finish", "claim")  # the arguments that every contraction begins with
 
 
-def finish_start(arguments: tuple[str, ...], epilogue: Epilogue) -> str:
+def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: Tile, body: str,
+                scratch: int = 0) -> Template:
+    """A Template that leaves its tiles to a kernel of the epilogue: `finish_start`, `finish_tile`.
+
+    `arguments` are those that `body` reads; the epilogue's operands follow, for the finish alone.
+    """
+    own = (*_GIVEN, *arguments)
+    source = kernel_text(doc, own, NOTHING, body)
+    return Template(source, (*own, *operand_names(epilogue)), scratch,
+                    finish_kernel(epilogue, tile))
+
+
+def finish_start(arguments: tuple[str, ...]) -> str:
     """Lines for the top of a contraction, after `columns` and `limit` are known."""
-    first = len(arguments) - len(operand_names(epilogue))
+    first = len(_GIVEN) + len(arguments)
     return _indented([
         f"told_at = local_i64({len(TILE)})", "told = i64ptr(told_at)", "told[5] = columns",
         "told[6] = limit", f"told[7] = args + {8 * first}",
     ], 4)
 
 
-def finish_tile(tile: Tile, indent: int) -> str:
+def finish_tile(indent: int) -> str:
     """Lines that finish the tile at address `out`; the names of TILE must be known."""
     names = TILE[:TILE.index("columns")]
     told = [f"told[{index}] = {name}" for index, name in enumerate(names)]

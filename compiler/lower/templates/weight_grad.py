@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
+    NOTHING,
+    PIXEL,
     SPLIT,
+    TAP,
     Epilogue,
     Template,
     Tile,
+    count_up,
     element,
     kernel_text,
     operand_names,
@@ -83,13 +87,7 @@ def conv2d_weight_grad(tile: Tile) -> Template:
             count = min(i64({PIXELS}), last - q)
             for i in range(count):
                 places[i] = image * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
-                ow += 1
-                if ow == OW:
-                    ow = i64(0)
-                    oh += 1
-                    if oh == OH:
-                        oh = i64(0)
-                        image += 1
+{count_up(PIXEL, "image", 16)}
             for p in range(p_lo, p_hi):
                 group = p // per_group
                 column = p % per_group * {nr}
@@ -107,18 +105,11 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                         rows[m] = x + 4 * (group * C + tap + c)
                         left -= 1
                         if left > 0:
-                            c += 1
-                            if c == C:
-                                c = i64(0)
-                                kw += 1
-                                if kw == KW:
-                                    kw = i64(0)
-                                    kh += 1
+{count_up(TAP, "kh", 28)}
                     {tile.listed}(rows_at, places_at, count, packed_at,
                                   target + t * {4 * mr * nr}, q > first)
 """
-    none = Epilogue(stores=())
-    source = kernel_text("Weight gradient, partial sums.", arguments, none, body)
+    source = kernel_text("Weight gradient, partial sums.", arguments, NOTHING, body)
     return Template(source, arguments)
 
 

@@ -9,11 +9,10 @@ from lamina.compiler.lower.templates.text import (
     Epilogue,
     Template,
     Tile,
+    contraction,
     element,
-    finish_kernel,
     finish_start,
     finish_tile,
-    finishing,
     kernel_text,
     operand_names,
     row_loads,
@@ -228,8 +227,7 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
     Windows lie inside the image; what none of them covers becomes 0. `tile` is one of lanes.
     """
     mr, nr = tile.mr, tile.nr
-    own = ("dy", *_SIZES)
-    arguments = finishing(own, epilogue)
+    arguments = ("dy", *_SIZES)
     body = f"""
     rows_all = images * H * W
     units = (rows_all + {mr - 1}) // {mr}
@@ -244,7 +242,7 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
     out = local_f32({mr * nr})
     left = rows_all - u_lo * {mr}
     limit = min(rows_all, u_hi * {mr}) * columns if panels == 1 else i64(0)
-{finish_start(arguments, epilogue)}
+{finish_start(arguments)}
     sums = f32ptr(out)
     w = u_lo * {mr} % max(i64(1), W)
     h = u_lo * {mr} // max(i64(1), W) % max(i64(1), H)
@@ -282,11 +280,9 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
                 move_{tile.row}(out + m * {4 * nr}, at)
             for e in range({mr * nr}):
                 sums[e] = sums[e] / window
-{finish_tile(tile, 12)}
+{finish_tile(12)}
 """
-    source = kernel_text("Gradient of a mean of windows.", ("finish", "claim", *own),
-                         Epilogue(stores=()), body)
-    return Template(source, arguments, 0, finish_kernel(epilogue, tile))
+    return contraction("Gradient of a mean of windows.", arguments, epilogue, tile, body)
 
 
 def _pointer(index: str) -> str:
