@@ -12,6 +12,7 @@ from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.naming import callee_name
 from lamina.compiler.frontend.values import (
     BROKEN,
+    UNSUPPORTED,
     Builtin,
     Definition,
     Layer,
@@ -86,7 +87,7 @@ class Calls(Base):
         if name == "split" and args and isinstance(args[0], Tensor):
             return self._split(args[0], args[1:], expr)
         if name == "choose":
-            return self.error("E902", "`choose` (decoding) is not supported yet", expr.span)
+            return self.error("E902", UNSUPPORTED[ast.Call], expr.span)
         return self.error("E404", f"`{name}` works on compile-time values, not on "
                           f"{describe(args[0]) if args else 'nothing'}", expr.span)
 

@@ -11,6 +11,7 @@ from lamina.compiler.frontend.base import Base
 from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.values import (
     BROKEN,
+    UNSUPPORTED,
     Binding,
     Constant,
     Definition,
@@ -132,7 +133,7 @@ class Expressions(Base):
                           help=did_you_mean(expr.name, known) or f"it has {', '.join(known)}")
 
     def _prev(self, expr: ast.Prev) -> Any:
-        return self.error("E902", "`prev` (recurrent cells) is not supported yet", expr.span)
+        return self.error("E902", UNSUPPORTED[ast.Prev], expr.span)
 
     def _subscript(self, expr: ast.Subscript) -> Any:
         value = self.eval(expr.value)

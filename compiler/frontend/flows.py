@@ -10,6 +10,7 @@ from lamina.compiler.frontend.context import MAX_ROUNDS
 from lamina.compiler.frontend.naming import callee_name, segments
 from lamina.compiler.frontend.values import (
     BROKEN,
+    UNSUPPORTED,
     Binding,
     Builtin,
     Definition,
@@ -57,7 +58,7 @@ class Flows(Calls):
         elif isinstance(body, (ast.Repeat, ast.For)):
             result = self._repeat(body, value, path)
         elif isinstance(body, ast.Scan):
-            return self.error("E902", "`scan` (recurrent cells) is not supported yet", body.span)
+            return self.error("E902", UNSUPPORTED[ast.Scan], body.span)
         elif self._claimed(stage, path):
             return BROKEN
         else:

@@ -15,6 +15,7 @@ from lamina.compiler.frontend.naming import segments
 from lamina.compiler.frontend.parameters import Body, declare_parameter, parameter_key
 from lamina.compiler.frontend.values import (
     BROKEN,
+    UNSUPPORTED,
     Binding,
     Definition,
     Layer,
@@ -156,7 +157,7 @@ def _model_input(body: Body, statement: ast.Input) -> Any:
 
 def _state(body: Body, statement: ast.State | ast.Memory) -> None:
     body.broken = True
-    body.ev.error("E902", "recurrent cells are not supported yet", statement.span)
+    body.ev.error("E902", UNSUPPORTED[ast.State], statement.span)
 
 
 def _shared(body: Body, statement: ast.Shared) -> None:

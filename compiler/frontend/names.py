@@ -14,7 +14,7 @@ from lamina.compiler.errors import Diagnostic, Sink, Span
 from lamina.compiler.frontend.expressions import name_help
 from lamina.compiler.frontend.library import Module, did_you_mean, unknown_setting
 from lamina.compiler.frontend.shapes import is_symbol_name
-from lamina.compiler.frontend.values import Builtin, Definition, OpRef, Scope
+from lamina.compiler.frontend.values import UNSUPPORTED, Builtin, Definition, OpRef, Scope
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.ops.initial import INITIALIZERS
 from lamina.compiler.syntax import ast
@@ -22,14 +22,6 @@ from lamina.compiler.syntax import ast
 SPECIAL = frozenset(("training", "rng", "_", "op"))
 HIDDEN = ("layout", "salt")  # settings of operators that the compiler gives
 SPLIT = ("parts", "axis")
-UNSUPPORTED: dict[type, str] = {
-    ast.State: "recurrent cells are not supported yet",
-    ast.Memory: "recurrent cells are not supported yet",
-    ast.Prev: "`prev` (recurrent cells) is not supported yet",
-    ast.Scan: "`scan` (recurrent cells) is not supported yet",
-    ast.Call: "`choose` (decoding) is not supported yet",
-    ast.Dim: "sizes that differ per example (`~`) are not supported yet",
-}
 
 
 def check_names(module: Module, built: Container[Any] = ()) -> tuple[Diagnostic, ...]:

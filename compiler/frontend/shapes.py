@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
-from lamina.compiler.frontend.values import BROKEN, Binding, Origin, Scope, Tensor
+from lamina.compiler.frontend.values import BROKEN, UNSUPPORTED, Binding, Origin, Scope, Tensor
 from lamina.compiler.ir.types import (
     DTYPES,
     Dim,
@@ -61,7 +61,7 @@ def declared_shape(ev: Any, annotation: ast.TensorType, multiples: dict[str, int
             return ev.error("E314", "an input of a model cannot have `...` axes", dim.span,
                             help="name every axis"), ()
         if dim.ragged:
-            return ev.error("E902", "sizes that differ per example (`~`) are not supported yet",
+            return ev.error("E902", UNSUPPORTED[ast.Dim],
                             dim.span, help="use a plain symbol and pad the batch"), ()
         if isinstance(dim.value, ast.Name) and ev.scope.find(dim.value.id) is None \
                 and is_symbol_name(dim.value.id):
@@ -120,7 +120,7 @@ def match(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span: 
     wrong = False
     for axis, dim in pairs:
         if dim.ragged:
-            return ev.error("E902", "sizes that differ per example (`~`) are not supported yet",
+            return ev.error("E902", UNSUPPORTED[ast.Dim],
                             dim.span, help="use a plain symbol and pad the batch")
         actual = tensor.shape[axis]
         bound = Binding(actual, dim.span, "dim", called=called, source=what if called else "",

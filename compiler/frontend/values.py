@@ -12,6 +12,16 @@ from lamina.compiler.ir.op import Op
 from lamina.compiler.ir.types import Dim, Expression, TensorType
 from lamina.compiler.syntax import ast
 
+# What is parsed and not yet built, and its message (E902).
+UNSUPPORTED: dict[type, str] = {
+    ast.State: "recurrent cells are not supported yet",
+    ast.Memory: "recurrent cells are not supported yet",
+    ast.Prev: "`prev` (recurrent cells) is not supported yet",
+    ast.Scan: "`scan` (recurrent cells) is not supported yet",
+    ast.Call: "`choose` (decoding) is not supported yet",
+    ast.Dim: "sizes that differ per example (`~`) are not supported yet",
+}
+
 
 class Broken:
     """Stands for a value that could not be made; whatever uses it stays silent."""
