@@ -29,7 +29,13 @@ from lamina.compiler.frontend.build import (
     find_model,
     settings_call,
 )
-from lamina.compiler.frontend.library import Module, find_file, load_path, load_text
+from lamina.compiler.frontend.library import (
+    Module,
+    find_file,
+    load_path,
+    load_text,
+    zoo_folder,
+)
 from lamina.compiler.frontend.values import Definition
 from lamina.compiler.inspect.cost import Summary, summarize
 from lamina.compiler.ir.graph import Graph
@@ -386,13 +392,21 @@ class Training:
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
             valid=_pipeline(recipe, "valid"), seed=recipe.seed,
             metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
-            folder=str(self.module.folder or "."), version=version())
+            folder=str(_data_folder(self.module)), version=version())
 
     def _inputs(self) -> list[Input]:
         graph = self.forward.graph
         names = [*self.forward.inputs, *self.forward.targets]
         names += [name for name in graph.inputs if name not in (*names, "rng")]
         return [_input(graph, name) for name in names]
+
+
+def _data_folder(module: Module) -> Path:
+    """Where relative paths of a recipe start: its file's folder.
+
+    A recipe that ships with Lamina reads the user's data, from the current folder.
+    """
+    return Path() if module.folder in (None, zoo_folder()) else module.folder
 
 
 def _written(call: recipes.Call) -> str:

@@ -24,8 +24,10 @@ from lamina.runtime.data.dataset import (
     outside,
 )
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.pictures import Pictures, decode
-from lamina.runtime.data.sources import Arrays
+from lamina.runtime.data.pairs import Pairs
+from lamina.runtime.data.pictures import Pictures, decode, encode_mask
+from lamina.runtime.data.sources import Arrays, Source
+from lamina.runtime.data.split import Subset
 from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
@@ -109,9 +111,15 @@ def _named(argument: str, inputs: Sequence[str]) -> tuple[str, Path]:
 
 
 def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
-    """Write the outputs as one .npy array, a row per example. Raises Failure (E609, E704)."""
+    """Write the outputs as one .npy array, a row per example, or one mask as a .png picture.
+
+    Raises Failure (E609, E612, E704).
+    """
     outputs = [one.output for one in found if one.output is not None]
     if not outputs:
+        return
+    if path.suffix == ".png":
+        write_durable(path, encode_mask(_only_mask(outputs)))
         return
     shapes = sorted({output.shape for output in outputs})
     if len(shapes) > 1:
@@ -120,6 +128,21 @@ def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
     file = io.BytesIO()
     np.save(file, np.stack(outputs), allow_pickle=False)
     write_durable(path, file.getvalue())
+
+
+def _only_mask(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The class of each pixel, uint8 [H, W], of scores [classes, H, W]. Raises DataError E609.
+
+    One score a pixel, as a sigmoid takes it, gives 0 or 1.
+    """
+    scores = outputs[0]
+    if len(outputs) > 1 or scores.ndim != 3:
+        what = f"{len(outputs)} outputs" if len(outputs) > 1 else \
+            f"an output of shape {list(scores.shape)}"
+        raise DataError("E609", f"a .png holds one mask [classes, H, W], not {what}",
+                        "give one picture, or save arrays with --out FILE.npy")
+    found = scores[0] > 0 if len(scores) == 1 else scores.argmax(axis=0)
+    return found.astype(np.uint8)
 
 
 def describe(one: Prediction) -> str:
@@ -226,7 +249,7 @@ def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarra
     shape = entry.shape[1:] if like is None else like.shape
     if len(shape) == array.ndim + 1 and shape[0] == 1:
         array = array[None]  # one channel may go without saying
-    if like is not None and array.shape != shape and not isinstance(data.source, Pictures):
+    if like is not None and array.shape != shape and _files(data.source) is None:
         raise DataError("E609", f"{show(path)} has shape {list(array.shape)}, the data "
                         f"{list(shape)}", "resize the picture, or give an array of that shape")
     array = _typed(array, entry, path, _stored_type(data, field, like))
@@ -237,6 +260,12 @@ def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarra
     value = replace(data, source=source, transforms=transforms).fetch(np.array([0]))[field]
     _require_shape(value.shape[1:], entry, path)
     return value.astype(NUMPY_TYPES[entry.dtype])
+
+
+def _files(source: Source) -> Pictures | Pairs | None:
+    """The picture files that a source reads, if it reads such."""
+    whole = source.source if isinstance(source, Subset) else source
+    return whole if isinstance(whole, Pictures | Pairs) else None
 
 
 def _require_shape(shape: tuple[int, ...], entry: Input, path: Path) -> None:
@@ -282,11 +311,11 @@ def _whole(array: np.ndarray, entry: Input, path: Path) -> np.ndarray:
 
 
 def _read(model: _Model, path: Path, entry: Input, like: np.ndarray | None) -> np.ndarray:
-    source = model.data.source
     if path.suffix == ".npy":
         return _load(path)
-    if isinstance(source, Pictures):
-        return decode(path, source.size, source.channels)
+    files = _files(model.data.source)
+    if files is not None:
+        return decode(path, files.size, files.channels)
     shape = entry.shape[1:] if like is None else like.shape
     if len(shape) not in (2, 3) or entry.dtype[0] != "f":
         raise DataError("E611", f"{show(path)} is no .npy file, and the model's input "

@@ -271,8 +271,7 @@ class _Run:
     def _step(self, batch: Batch) -> None:
         at, phase = self.at, self.job.phases[self.at.phase]
         lr = self.schedule(at.phase_step)
-        inputs = {key: batch.arrays[name].astype(kind, copy=False)
-                  for name, key, kind in self.plan}
+        inputs = {one.key: one.take(batch.arrays) for one in self.plan}
         inputs["lr"] = np.array(lr, np.float32)
         inputs["step"] = np.array(at.phase_step + 1, np.float32)
         if phase.rng:
@@ -281,7 +280,7 @@ class _Run:
         if not math.isfinite(figures["loss"]):
             what = f"the loss is {figures['loss']}"
             raise self._not_finite(what, at.step + 1, lr,
-                                   self.batches.broken(batch, [name for name, _, _ in self.plan]))
+                                   self.batches.broken(batch, [one.field for one in self.plan]))
         at.add(figures, batch.size)
         every = self.saving.log_steps
         if every and at.step % every == 0:
@@ -466,8 +465,7 @@ def _averages(
     total = _Progress()
     with prefetch(batches.epoch(0)) as stream:
         for batch in stream:
-            inputs = {key: batch.arrays[name].astype(kind, copy=False)
-                      for name, key, kind in plan}
+            inputs = {one.key: one.take(batch.arrays) for one in plan}
             total.add(_figures(runner.run(inputs)), batch.size)
             if caught:
                 return None

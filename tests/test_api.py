@@ -59,7 +59,7 @@ def test_load_by_name_path_and_text(tmp_path):
     path.write_text(MIXED)
     for given in (path, str(path)):
         assert lamina.load(given).models == ("Mixed",)
-    assert lamina.load("lenet5").recipes == ("digits",)
+    assert lamina.load("lenet5").recipes == ("digits", "fashion")
     assert lamina.load(path).Mixed().parameters == lamina.loads(MIXED).Mixed().parameters
 
 
@@ -432,3 +432,16 @@ def test_things_say_what_they_are():
     assert repr(file.LeNet5()) == "<LeNet5: image: f32[B, 1, 32, 32] -> logits: f32[B, 10]>"
     assert repr(file.LeNet5().graph).startswith("<Graph LeNet5 of ")
     assert "load" in dir(lamina)
+
+
+def test_a_zoo_recipe_reads_the_users_data(tmp_path):
+    """Relative paths start at one's own file; a recipe that ships starts where one works."""
+    assert lamina.load("unet").recipe("emoji").job().folder == "."
+    own = tmp_path / "own.lam"
+    own.write_text('from "unet.lam" import UNetSame\n\n'
+                   'recipe cells for UNetSame(channels=3, classes=1) {\n'
+                   '  data train = pairs("a", "b") -> center_crop(256)\n'
+                   '  target mask: f32[B, 1, 256, 256]\n'
+                   '  loss      = dice(logits, mask)\n'
+                   '  optimizer = sgd(lr=0.1)\n}\n')
+    assert lamina.load(own).recipe().job().folder == str(tmp_path)

@@ -204,3 +204,40 @@ def test_softmax_in_the_model_is_not_taken_twice(place, tmp_path):
     _, text = predict("shares", tmp_path / "x.npy", "--json", "--out", tmp_path / "y.npy")
     (found,) = json.loads(text)
     assert np.load(tmp_path / "y.npy")[0] == pytest.approx(found["probabilities"])
+
+
+MASKS = """model Masks {
+  input image: f32[B, 3, H, W]
+  output logits = image -> head: conv(1, kernel=1)
+}
+
+recipe fit for Masks {
+  data train = pairs("images", "masks")
+  target mask: f32[B, 1, H, W]
+  loss      = dice(logits, mask)
+  optimizer = sgd(lr=0.1)
+  batch     = 2
+  epochs    = 1
+}
+"""
+
+
+def test_a_mask_is_saved_as_a_picture(tmp_path, monkeypatch):
+    """A mask as an array of numbers is nothing to look at."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional extra")
+    monkeypatch.chdir(tmp_path)
+    Path("masks.lam").write_text(MASKS)
+    for kind in ("images", "masks"):
+        Path(kind).mkdir()
+        for index in range(2):
+            shade = 255 * index if kind == "masks" else 40
+            image.new("L", (6, 5), shade).save(Path(kind) / f"{index}.png")
+    done = CliRunner().invoke(main, ["train", "masks.lam", "--target", "numpy", "--out", "run"])
+    assert done.exit_code == 0, done.output
+    call = ["predict", "masks.lam", "images/0.png", "--weights", "run", "--target", "numpy"]
+    assert CliRunner().invoke(main, [*call, "--out", "found.png"]).exit_code == 0
+    assert CliRunner().invoke(main, [*call, "--out", "found.npy"]).exit_code == 0
+    with image.open("found.png") as found:
+        assert np.array_equal(np.asarray(found), np.load("found.npy")[0, 0] > 0)
+    two = CliRunner().invoke(main, [*call, "images/1.png", "--out", "found.png"])
+    assert two.exit_code == 1 and "a .png holds one mask" in two.output

@@ -10,8 +10,13 @@ LABELS = ("i32", "i64")
 
 
 def _check_labels(m, name: str, logits, label, axis: int) -> int:
-    """The axis of the classes, counted from 0, when the label's shape is that of the rest."""
+    """The axis of the classes, counted from 0, when the label's shape is that of the rest.
+
+    A label of the logits' own shape and type gives each class its share.
+    """
     axis = normalize_axis(name, axis, len(logits.shape))
+    if _is_shares(m, logits, label):
+        return axis
     if m.dtype_of(label) not in LABELS:
         raise OpError("E204", f"`{name}`: labels of type {m.dtype_of(label)}",
                       "labels are class numbers: i32 or i64", (1,))
@@ -38,39 +43,41 @@ def _check_same(name: str, x, y) -> None:
                       "reshape one; nothing is broadcast here", (0, 1))
 
 
+def _is_shares(m, logits, label) -> bool:
+    return m.dtype_of(label) == m.dtype_of(logits) and tuple(label.shape) == tuple(logits.shape)
+
+
 def _is_label(m, logits, label, axis: int):
     """bool of the logits' shape: true at the label's class."""
     place = m.iota(shape=logits.shape, axis=axis, dtype=m.dtype_of(label))
     return m.equal(m.expand_dims(label, axis=axis), place)
 
 
-def _mean_all(m, total, shaped):
-    """The total divided by the number of elements of `shaped`."""
-    return total / m.count(shaped, tuple(range(len(shaped.shape))))
-
-
 @composite("cross_entropy", attrs={"smoothing": 0.0, "axis": 1}, arity=2,
            samples=("x:[4,5] y:i32[4]<5", "x:[2,5,3] y:i64[2,3]<5 | smoothing=0.1",
                     "x:[3,2,7] y:i32[3,2]<7 | axis=-1", "x:[6,1] y:i32[6]<1",
-                    "x:[5] y:i32[]<5 | axis=0"),
+                    "x:[5] y:i32[]<5 | axis=0", "x:[4,5] y:+[4,5]",
+                    "x:[2,3,4] y:+[2,3,4] | axis=-1, smoothing=0.2"),
            bad={"E227": "x:[4,5] y:i32[5]", "E204": "x:[4,5] y:[4]", "E211": "x:[4] y:i32[4]",
                 "E226": "x:[4,5] y:i32[4] | smoothing=1.5"},
-           torch="torch.nn.functional.cross_entropy("
-                 "a.movedim(axis, 1 if a.ndim > 1 else 0), b.long(), label_smoothing=smoothing)")
+           torch="oracle.cross_entropy(a, b, axis, smoothing)")
 def cross_entropy(m, logits, label, *, smoothing, axis):
     """Mean of -log softmax(logits)[label]; `smoothing` spreads that share over all classes.
 
-    Label smoothing: Szegedy and others (2016).
+    A label of the logits' shape gives each class its share, in place of a class number. Label
+    smoothing: Szegedy and others (2016).
     """
     axis = _check_labels(m, "cross_entropy", logits, label, axis)
     if not 0 <= smoothing < 1:
         raise OpError("E226", f"`cross_entropy`: smoothing is {smoothing}, outside the range from "
                       "0 to 1", "it is the share of the label spread evenly: 0 <= smoothing < 1")
     logp = m.log_softmax(logits, axis=axis)
-    gold = m.select(_is_label(m, logits, label, axis), logp, 0.0)
+    shares = _is_shares(m, logits, label)
+    gold = label * logp if shares else m.select(_is_label(m, logits, label, axis), logp, 0.0)
     if smoothing:
         gold = gold * (1 - smoothing) + logp * smoothing / m.count(logits, (axis,))
-    return -_mean_all(m, m.sum(gold), label)
+    rest = tuple(one for one in range(len(logits.shape)) if one != axis)
+    return -(m.sum(gold) / m.count(logits, rest))
 
 
 PAIR = ("x:[3,4] y:[3,4]", "x:[17] y:[17]", "x:[] y:[]")
@@ -169,12 +176,18 @@ def _overlap(m, name: str, x, y):
 
 @composite("accuracy", attrs={"axis": 1}, arity=2,
            samples=("x:[4,5] y:i32[4]<5", "x:[2,5,3] y:i64[2,3]<5",
-                    "x:[2,3,5] y:i32[2,3]<5 | axis=-1"),
+                    "x:[2,3,5] y:i32[2,3]<5 | axis=-1", "x:[4,5] y:[4,5]"),
            bad={"E227": "x:[4,5] y:i32[5]", "E204": "x:[4,5] y:[4]"},
-           torch="(a.argmax(axis) == b).float().mean()")
+           torch="(a.argmax(axis) == (b.argmax(axis) if b.is_floating_point() else b))"
+                 ".float().mean()")
 def accuracy(m, logits, label, *, axis):
-    """The share of positions whose largest logit is the label's; no gradient."""
+    """The share of positions whose largest logit is the label's; no gradient.
+
+    Where the label gives shares, the class of the largest counts.
+    """
     axis = _check_labels(m, "accuracy", logits, label, axis)
+    if _is_shares(m, logits, label):
+        label = m.argmax(label, axis=axis)
     best = m.cast(m.argmax(logits, axis=axis), dtype=m.dtype_of(label))
     return m.mean(m.cast(m.equal(best, label), dtype="f32"))
 
@@ -187,6 +200,8 @@ def accuracy(m, logits, label, *, axis):
 def top_k_accuracy(m, logits, label, *, k, axis):
     """The share of positions whose label is among the k largest logits; no gradient."""
     axis = _check_labels(m, "top_k_accuracy", logits, label, axis)
+    if _is_shares(m, logits, label):
+        label = m.argmax(label, axis=axis)
     hit = _is_label(m, logits, label, axis)
     mine = m.sum(m.select(hit, logits, 0.0), axis=axis, keepdims=True)
     above = m.logical_not(m.less_equal(logits, mine))  # NaN counts as above

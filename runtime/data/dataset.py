@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.mixing import Mixup, check_mixup, mix, one_hot
+from lamina.runtime.data.pairs import Pairs
 from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_source
+from lamina.runtime.data.split import Subset, check_split, split_source
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
+    MOVING,
     TRANSFORMS,
     Draw,
     Transform,
@@ -21,7 +25,10 @@ from lamina.runtime.data.transforms import (
 from lamina.runtime.errors import did_you_mean, show
 
 MAX_STAGES = 100
+MASK = "mask"  # the field that follows a picture where transforms move its pixels
 _FIELDS = ("image", "label")
+_CHECKS = {"shuffle": lambda: None, "split": check_split, "mixup": check_mixup}
+_OTHERS = tuple(_CHECKS)  # neither a source nor a transform of one picture
 _DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64,
            "bool": np.bool_}
 
@@ -44,14 +51,26 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A transform at its line of the recipe. `moves`: a mask goes through it as well."""
+
+    apply: Transform
+    moves: bool = False
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
-    """Examples after their transforms, which work on the first field."""
+    """Examples after their transforms, which work on the first field.
+
+    A second field named `mask` follows where pixels move, by the same draws.
+    """
 
     source: Source
-    transforms: tuple[Transform, ...] = ()
+    transforms: tuple[Step, ...] = ()
     shuffled: bool = False
     seed: int = 0
-    lines: tuple[int, ...] = ()
+    mixing: Mixup | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -77,28 +96,59 @@ class Dataset:
 
         A pure function of (seed, epoch, indices). Raises DataError E604 and E609 naming the file.
         """
+        found = self._transformed(indices, epoch)
+        if self.mixing is None:
+            return found
+        draw = Draw(self.seed, epoch, len(self.transforms), indices)
+        partners, share = self.mixing.draw(draw, len(self))
+        classes = self.mixing.classes or len(self.classes)
+        try:
+            return mix(found, self._transformed(partners, epoch), share, classes)
+        except DataError as error:
+            error.line = error.line or self.mixing.line
+            raise
+
+    def _transformed(self, indices: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         fields = self.source.read(indices)
         first = self.fields[0]
-        values = _even(fields[first])
-        for place, transform in enumerate(self.transforms):
+        moved = {first: _even(fields[first])}
+        flat = MASK in fields and first != MASK and fields[MASK][0].ndim == 2
+        if MASK in fields and first != MASK:
+            moved[MASK] = _even([value[None] for value in fields[MASK]] if flat else fields[MASK])
+            if any(step.moves for step in self.transforms):
+                self._require_alike(moved, indices)
+        for place, step in enumerate(self.transforms):
             draw = Draw(self.seed, epoch, place, indices)
-            values = self._apply(place, transform, values, draw)
-        if not isinstance(values, np.ndarray):
-            raise self._ragged(values, indices)
-        out = {**fields, first: np.ascontiguousarray(values)}
+            for name in moved if step.moves else (first,):
+                moved[name] = self._apply(step, moved[name], draw)
+        out = dict(fields)
+        for name, values in moved.items():
+            if not isinstance(values, np.ndarray):
+                raise self._ragged(values, indices)
+            out[name] = np.ascontiguousarray(values[:, 0] if flat and name == MASK else values)
         return {key: _number(value) for key, value in out.items()}
 
-    def _apply(self, place: int, transform: Transform, values, draw: Draw):
+    def _require_alike(self, moved: dict, indices: np.ndarray) -> None:
+        """E609 unless each mask has its picture's height and width: both move alike."""
+        picture, mask = moved[self.fields[0]], moved[MASK]
+        for index, one, other in zip(indices, picture, mask, strict=True):
+            if one.shape[-2:] != other.shape[-2:]:
+                sizes = [" x ".join(map(str, value.shape[-2:])) for value in (one, other)]
+                raise DataError("E609", f"{self.source.name(int(index))}: the picture has "
+                                f"{sizes[0]} pixels, its mask {sizes[1]}",
+                                "a mask has the size of its picture")
+
+    def _apply(self, step: Step, values, draw: Draw):
         at = None
         try:
             if isinstance(values, np.ndarray):
-                return transform(values, draw)
+                return step.apply(values, draw)
             parts = []
             for at, value in enumerate(values):
-                parts.append(transform(value[None], draw.only(at))[0])
+                parts.append(step.apply(value[None], draw.only(at))[0])
             return _even(parts)
         except DataError as error:
-            error.line = error.line or (self.lines[place] if self.lines else 0)
+            error.line = error.line or step.line
             if at is None:
                 raise
             name = self.source.name(int(draw.indices[at]))
@@ -121,18 +171,26 @@ def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0) -> 
     Raises DataError (E601 to E613) naming the file or the call.
     """
     closed = closed_data(stages, seed)
-    return replace(closed, source=call(stages[0], SOURCES[stages[0].name], folder=Path(folder)))
+    source = call(stages[0], SOURCES[stages[0].name], folder=Path(folder))
+    for stage in stages[1:]:
+        if stage.name == "split":
+            chosen = call(stage, check_split)
+            source = split_source(source, *chosen)
+    return replace(closed, source=source)
 
 
 def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
     """A pipeline's fields and transforms with no example: its source is not opened."""
     fields = check_stages(stages)
-    rest = [stage for stage in stages[1:] if stage.name != "shuffle"]
-    transforms = tuple(call(stage, TRANSFORMS[stage.name]) for stage in rest)
-    shuffled = len(rest) < len(stages) - 1
+    rest = [stage for stage in stages[1:] if stage.name not in _OTHERS]
+    transforms = tuple(Step(call(stage, TRANSFORMS[stage.name]), stage.name in MOVING, stage.line)
+                       for stage in rest)
+    shuffled = any(stage.name == "shuffle" for stage in stages)
     arguments = check_call(stages[0], SOURCES[stages[0].name], folder=Path()).arguments
     source = closed_source(stages[0].name, arguments, fields)
-    return Dataset(source, transforms, shuffled, seed, tuple(stage.line for stage in rest))
+    mixing = [replace(call(stage, check_mixup), line=stage.line)
+              for stage in stages if stage.name == "mixup"]
+    return Dataset(source, transforms, shuffled, seed, mixing[-1] if mixing else None)
 
 
 def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
@@ -147,7 +205,7 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
     first = stages[0]
     if first.name == "arrays":
         return tuple(key for key, _ in first.kwargs if key != "file")
-    return _FIELDS
+    return ("image", MASK) if first.name == "pairs" else _FIELDS
 
 
 def check_stage(stage: Stage, first: bool) -> None:
@@ -170,45 +228,78 @@ def _at_line(stage: Stage, check: Callable[[], None]) -> None:
 
 
 def _check_transform(stage: Stage) -> None:
-    if stage.name == "shuffle":
-        call(stage, lambda: None)
+    if stage.name in _CHECKS:
+        call(stage, _CHECKS[stage.name])
     elif stage.name in TRANSFORMS:
         call(stage, TRANSFORMS[stage.name])
     elif stage.name in SOURCES:
         raise DataError("E613", f"`{stage.name}` is a source: it comes first", "", stage.line)
     else:
         raise DataError("E607", f"there is no transform `{show(stage.name)}`",
-                        did_you_mean(stage.name, [*TRANSFORMS, "shuffle"]), stage.line)
+                        did_you_mean(stage.name, [*TRANSFORMS, *_OTHERS]), stage.line)
 
 
 def _not_a_source(stage: Stage) -> None:
-    if stage.name in TRANSFORMS or stage.name == "shuffle":
+    if stage.name in TRANSFORMS or stage.name in _OTHERS:
         raise DataError("E613", f"`{stage.name}` is a transform: a source comes before it",
                         did_you_mean("", SOURCES), stage.line)
     raise DataError("E606", f"there is no data source `{show(stage.name)}`",
                     did_you_mean(stage.name, SOURCES), stage.line)
 
 
-def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[tuple[str, str, type], ...]:
-    """(field, input, NumPy type) for each input, after checking that the data fits.
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """How a field becomes an input: its NumPy type; `classes`: labels become shares of them."""
 
-    Looks at one example and, for a `limit`, at all labels. Raises DataError E609 (size), E610
-    (label out of range), E611 (missing field or wrong type).
+    field: str
+    key: str
+    kind: type
+    classes: int = 0
+
+    def take(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The input's array from a batch's fields."""
+        value = arrays[self.field]
+        if self.classes and value.dtype == np.int32:
+            value = one_hot(value, self.classes)
+        return value.astype(self.kind, copy=False)
+
+
+def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[Feed, ...]:
+    """How each input is fed, after checking that the data fits.
+
+    Class numbers feed an input of shares [B, classes] as well. Looks at one example and, where
+    numbers are limited, at all labels. Raises DataError E609 (size), E610 (label out of range),
+    E611 (missing field or wrong type).
     """
     names = match_fields(dataset.fields, inputs)
-    plan = tuple((name, entry.key, _DTYPES[entry.dtype])
-                 for name, entry in zip(names, inputs, strict=True))
     example = dataset.fetch(np.array([0]))
     symbols: dict[str, int] = {}
-    for (name, _, _), entry in zip(plan, inputs, strict=True):
-        value = example[name]
+    plan = []
+    for name, entry in zip(names, inputs, strict=True):
+        value, classes = example[name], _shared_among(entry, example[name])
         if entry.dtype[0] in "ib" and value.dtype != np.int32:
-            raise DataError("E611", f"the model's input `{show(entry.key)}` takes whole numbers; "
-                            f"the data's field `{show(name)}` holds real ones")
-        _check_shape(name, value.shape, entry, symbols)
-        if entry.limit:
-            _check_limit(dataset, name, entry)
-    return plan
+            raise _not_whole(dataset, name, entry)
+        shape = (*value.shape, classes) if classes else value.shape
+        _check_shape(name, shape, entry, symbols)
+        if classes or entry.limit:
+            _check_limit(dataset, name, classes or entry.limit)
+        plan.append(Feed(name, entry.key, _DTYPES[entry.dtype], classes))
+    return tuple(plan)
+
+
+def _shared_among(entry: Input, value: np.ndarray) -> int:
+    """The classes of an input of shares that class numbers feed; 0 for any other."""
+    fits = len(entry.shape) == value.ndim + 1 == 2 and isinstance(entry.shape[1], int)
+    return int(entry.shape[1]) if fits and value.dtype == np.int32 and entry.dtype[0] == "f" else 0
+
+
+def _not_whole(dataset: Dataset, name: str, entry: Input) -> DataError:
+    mixed = dataset.mixing is not None
+    return DataError("E611", f"the model's input `{show(entry.key)}` takes whole numbers; the "
+                     f"data's field `{show(name)}` holds " + ("shares that `mixup` made" if mixed
+                                                            else "real ones"),
+                     f"declare it as shares: target {show(entry.key)}: f32[B, CLASSES]"
+                     if mixed else "")
 
 
 def require_classes(dataset: Dataset, classes: Sequence[str]) -> None:
@@ -267,20 +358,30 @@ def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int])
                     help)
 
 
-def _check_limit(dataset: Dataset, name: str, entry: Input) -> None:
+def _check_limit(dataset: Dataset, name: str, limit: int) -> None:
+    whole = dataset.source.source if isinstance(dataset.source, Subset) else dataset.source
+    if isinstance(whole, Pairs):  # `classes` bounds what its files hold
+        _check_count(whole.count or 0, limit)
+        return
     values = dataset.source.column(name)
-    wrong = np.flatnonzero(outside(values, entry.limit).reshape(len(values), -1).any(axis=1))
+    wrong = np.flatnonzero(outside(values, limit).reshape(len(values), -1).any(axis=1))
     if wrong.size:
         first = int(wrong[0])
         value = values[first].reshape(-1)
-        value = value[outside(value, entry.limit)][0]
+        value = value[outside(value, limit)][0]
         raise DataError(
             "E610",
             f"{dataset.source.name(first)}: `{show(name)}` is {value}; the model takes 0 to "
-            f"{entry.limit - 1} ({wrong.size:,} of {len(values):,} examples are out of range)",
+            f"{limit - 1} ({wrong.size:,} of {len(values):,} examples are out of range)",
             f"give the model {int(values.max()) + 1} classes, or correct the data"
             if values.min() >= 0 else "correct the data: numbers start at 0",
         )
+
+
+def _check_count(count: int, limit: int) -> None:
+    if count > limit:
+        raise DataError("E610", f"the masks have {count} classes, the model {limit}",
+                        f"give the model {count} classes, or write pairs(..., classes={limit})")
 
 
 def outside(values: np.ndarray, limit: int) -> np.ndarray:

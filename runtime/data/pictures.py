@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
+import io
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +36,14 @@ class Memory:
             if index not in self.held and picture.nbytes <= self.budget:
                 self.held[index] = picture
                 self.budget -= picture.nbytes
+
+    def get(self, index: int, decoded: Callable[[], np.ndarray]) -> np.ndarray:
+        """The picture kept under a number, decoded where it is not held."""
+        picture = self.held.get(index)
+        if picture is None:
+            picture = decoded()
+            self.keep(index, picture)
+        return picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +81,7 @@ class Pictures:
         return self.labels
 
     def _picture(self, index: int) -> np.ndarray:
-        held = self.memory.held.get(index)
-        if held is None:
-            held = decode(self.files[index], self.size, self.channels)
-            self.memory.keep(index, held)
-        return held
+        return self.memory.get(index, lambda: decode(self.files[index], self.size, self.channels))
 
 
 def open_pictures(
@@ -87,7 +94,8 @@ def open_pictures(
     """
     _pillow()
     classes = _classes(folder)
-    found = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
+    found = [(path, label) for label, name in enumerate(classes)
+             for path in list_pictures(folder / name)]
     pictures = Pictures(
         tuple(path for path, _ in found),
         np.array([label for _, label in found], np.int32), classes, size, channels,
@@ -101,6 +109,60 @@ def decode(path: Path, size: int | tuple[int, int] | None, channels: int) -> np.
     `size`: a number resizes the shorter side to it, a pair (height, width) resizes to exactly
     that. Raises DataError E602 (unreadable), E604 (damaged, too large, 16 bits per channel).
     """
+
+    def convert(image, filters) -> np.ndarray:
+        if image.mode in ("P", "PA"):
+            image = image.convert("RGBA")
+        return np.asarray(_resized(image.convert("RGB" if channels == 3 else "L"), size,
+                                   filters.BILINEAR))
+
+    array = _opened(path, convert)
+    planes = array[None] if channels == 1 else array.transpose(2, 0, 1)
+    return np.ascontiguousarray(planes)
+
+
+def decode_classes(path: Path, size: int | tuple[int, int] | None, count: int) -> np.ndarray:
+    """A mask as class numbers int32 [H, W]: its palette's indices, or its grey values.
+
+    Raises DataError as `decode`, and E610 for a number that is not below `count`.
+    """
+
+    def convert(image, filters) -> np.ndarray:
+        if image.mode not in ("P", "L", "1"):
+            raise ValueError(f"a mask of classes has one number for each pixel, not {image.mode}")
+        if image.mode == "1":
+            return np.asarray(_resized(image, size, filters.NEAREST)).astype(np.int32)
+        return np.asarray(_resized(image, size, filters.NEAREST), np.int32)
+
+    found = _opened(path, convert)
+    if found.max(initial=0) >= count:
+        raise DataError("E610", f"{show(path)} holds class {found.max()}; `classes={count}` "
+                        f"has 0 to {count - 1}", "give more classes, or correct the mask")
+    return found
+
+
+def encode_mask(classes: np.ndarray) -> bytes:
+    """A PNG with class numbers uint8 [H, W] as indices of a palette of distinct colours.
+
+    0 is black, 1 white. Raises DataError E612.
+    """
+    image = _pillow().fromarray(classes)
+    image.putpalette([value for index in range(256) for value in _colour(index)])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    """A colour for a class; those of neighbouring numbers are far apart in hue."""
+    if index < 2:
+        return (255 * index,) * 3
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _opened(path: Path, convert: Callable) -> np.ndarray:
+    """What `convert` makes of an open picture. Raises DataError E602, E604."""
     image_module = _pillow()
     try:
         with open(path, "rb") as file, image_module.open(file, formats=FORMATS) as image:
@@ -108,23 +170,21 @@ def decode(path: Path, size: int | tuple[int, int] | None, channels: int) -> np.
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             if image.mode[0] in "IF":
                 raise ValueError("more than 8 bits per channel are not supported")
-            if image.mode in ("P", "PA"):
-                image = image.convert("RGBA")
-            image = image.convert("RGB" if channels == 3 else "L")
-            if size is not None:
-                target = _target(size, image.width, image.height)
-                image = image.resize(target, image_module.Resampling.BILINEAR)
-            array = np.asarray(image)
+            return convert(image, image_module.Resampling)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise DataError("E602", f"cannot read {show(path)}: {reason(error)}") from None
     except Exception as error:  # Pillow's decoders raise whatever comes to hand
         raise DataError(
             "E604",
             f"{show(path)} is not a sound picture ({_why(error)})",
-            "remove or replace the file; `images(..., skip_corrupt=true)` leaves such files out",
+            "remove or replace the file; with `skip_corrupt=true` such files are left out",
         ) from None
-    planes = array[None] if channels == 1 else array.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes)
+
+
+def _resized(image, size: int | tuple[int, int] | None, filter: int):
+    if size is None:
+        return image
+    return image.resize(_target(size, image.width, image.height), filter)
 
 
 def _why(error: Exception) -> str:
@@ -181,17 +241,20 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _files(folder: Path) -> list[Path]:
+def list_pictures(folder: Path, what: str = "class folder") -> list[Path]:
+    """The picture files of a folder by name. Raises DataError E601, E602, E605 (none), E612."""
+    _pillow()
     try:
         names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(folder, "folder") from None
     except OSError as error:
         raise DataError("E602", f"cannot read {show(folder)}: {reason(error)}") from None
     files = [folder / n for n in names if n.lower().endswith(ENDINGS) and not n.startswith(".")]
     if not files:
-        raise DataError(
-            "E605", f"the class folder {show(folder)} holds no picture",
-            f"pictures end in {', '.join(ENDINGS)}; remove the folder if there is no such class",
-        )
+        out = "; remove the folder if there is no such class" * (what == "class folder")
+        raise DataError("E605", f"the {what} {show(folder)} holds no picture",
+                        f"pictures end in {', '.join(ENDINGS)}{out}")
     return files
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
 from lamina.runtime.data.npz import read_npz
+from lamina.runtime.data.pairs import Pairs, open_pairs
 from lamina.runtime.data.pictures import Pictures, open_pictures
 from lamina.runtime.data.stage import bad, height_width, text, truth, whole
 from lamina.runtime.errors import did_you_mean, show
@@ -20,7 +21,7 @@ DIGITS = tuple("0123456789")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "ankle boot")
 _PARTS = ("train", "test")
-_TEXTS = ("file", "folder", "images", "labels")  # arguments that are names of files
+_TEXTS = ("file", "folder", "images", "labels", "masks")  # arguments that are names of files
 _MNIST = Path(__file__).parent / "mnist"
 
 
@@ -139,12 +140,37 @@ def images(
     return open_pictures(_folder / text("folder", folder), exact, channels, skip)
 
 
+def pairs(
+    images: str,
+    masks: str,
+    size: int | list[int] | None = None,
+    channels: int = 3,
+    classes: int | None = None,
+    skip_corrupt: bool = False,
+    _folder: Path = Path(),
+) -> Source:
+    """Pictures of one folder with the masks of another, paired by name. Needs `lamina[images]`.
+
+    A mask is grey, 0 to 1 [1, H, W]; with `classes`, a class number for each pixel [H, W].
+    """
+    exact = _decoded_size(size)
+    _check_channels(channels)
+    skip = truth("skip_corrupt", skip_corrupt)
+    return open_pairs(_folder / text("images", images), _folder / text("masks", masks), exact,
+                      channels, _class_count(classes), skip)
+
+
+def _class_count(classes: object) -> int | None:
+    return None if classes is None else whole("classes", classes, 2, 256)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "idx": idx,
     "arrays": arrays,
     "images": images,
+    "pairs": pairs,
 }
 
 
@@ -153,6 +179,9 @@ def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]
     if name == "images":
         size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
         return Pictures((), np.zeros(0, np.int32), (), size, channels)
+    if name == "pairs":
+        size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
+        return Pairs((), (), size, channels, arguments.get("classes"))
     kinds = (np.float32,) * len(fields) if name == "arrays" else (np.uint8, np.int32)
     return Arrays({key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)})
 
@@ -177,6 +206,8 @@ def check_source(name: str, arguments: Mapping[str, Any]) -> None:
             _decoded_size(value)
         elif key == "channels":
             _check_channels(value)
+        elif key == "classes":
+            _class_count(value)
         elif key in _TEXTS:
             text(key, value)
     if name == "arrays":

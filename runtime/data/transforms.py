@@ -18,6 +18,7 @@ from lamina.runtime.data.stage import bad, height_width, real, whole
 from lamina.runtime.random import philox_uniform
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of RGB in 0 to 1
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _STREAM = 0x6C616D696E61  # keeps these numbers apart from those of dropout with the same seed
 _DRAWS = 8  # numbers that one transform may draw for one example
 _PLACES = 4096  # transforms in one pipeline
@@ -149,11 +150,17 @@ def normalize(mean: float | list[float] | str = 0.0, std: float | list[float] = 
 
 
 def resize(size: int | list[int]) -> Transform:
-    """Resize to `size` with a triangle filter, widened when shrinking so that nothing aliases."""
+    """Resize to `size` with a triangle filter, widened when shrinking so that nothing aliases.
+
+    Masks of classes take the nearest pixel.
+    """
     target = height_width("size", size)
 
     def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
         _require_pictures("resize", images)
+        if images.dtype == np.int32:  # classes: between two of them there is nothing
+            return images[:, :, _nearest(images.shape[2], target[0])[:, None],
+                          _nearest(images.shape[3], target[1])]
         out = images.astype(np.float32)
         out = _resampled(out, target[0]).swapaxes(2, 3)
         out = np.ascontiguousarray(_resampled(out, target[1]).swapaxes(2, 3))
@@ -162,6 +169,41 @@ def resize(size: int | list[int]) -> Transform:
         return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
     return apply
+
+
+def jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Transform:
+    """Change the colours at random, as a camera or a lamp would; pixels stay within 0 to 1.
+
+    Each amount a draws a factor from 1 - a to 1 + a: `brightness` multiplies the pixels,
+    `contrast` their distance from the picture's mean grey, `saturation` that from each pixel's
+    grey (0.299 R + 0.587 G + 0.114 B, ITU-R BT.601), in this order.
+    """
+    amounts = [real(name, value, 0, 1) for name, value in (
+        ("brightness", brightness), ("contrast", contrast), ("saturation", saturation))]
+
+    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
+        _require_pictures("jitter", images)
+        spread = (2 * draw.uniform(3) - 1) * np.array(amounts, np.float32)
+        factors = (1 + spread)[:, :, None, None, None]
+        pixels = as_float(images)
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 1:
+            raise DataError("E609", "`jitter` works on pixels from 0 to 1; these are "
+                            f"{pixels.min():.3g} to {pixels.max():.3g}",
+                            "put it before `normalize`")
+        out = pixels * factors[:, 0]
+        mean = _grey(out).mean(axis=(1, 2, 3), keepdims=True)
+        out = np.clip(mean + (out - mean) * factors[:, 1], 0, 1)
+        grey = _grey(out)
+        return np.clip(grey + (out - grey) * factors[:, 2], 0, 1)
+
+    return apply
+
+
+def _grey(images: np.ndarray) -> np.ndarray:
+    """Luma [N, 1, H, W] of RGB pictures; the mean of the channels of others."""
+    if images.shape[1] != 3:
+        return images.mean(axis=1, keepdims=True)
+    return np.einsum("nchw,c->nhw", images, LUMA)[:, None]
 
 
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
@@ -173,7 +215,9 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "scale": scale,
     "normalize": normalize,
     "resize": resize,
+    "jitter": jitter,
 }
+MOVING = frozenset({"pad", "shift", "random_crop", "center_crop", "hflip", "resize"})
 
 
 def _numbers(name: str, value: object, least: float = -1e30) -> np.ndarray:
@@ -219,6 +263,11 @@ def _windows(images: np.ndarray, corners: np.ndarray, size: tuple[int, ...]) -> 
     """From each picture the window of `size` whose upper left corner is given [N, 2]."""
     views = np.lib.stride_tricks.sliding_window_view(images, tuple(size), axis=(2, 3))
     return views[np.arange(len(images)), :, corners[:, 0], corners[:, 1]]
+
+
+def _nearest(length: int, size: int) -> np.ndarray:
+    """The pixel of an axis of `length` that is nearest to each of `size`."""
+    return ((np.arange(size) + 0.5) * length / size).astype(np.int64)
 
 
 def _resampled(images: np.ndarray, size: int) -> np.ndarray:

@@ -161,3 +161,13 @@ def iou(x, y, eps):
     """The figure of hard masks."""
     both, one, other = _overlap((x > 0).to(x.dtype), (y > 0.5).to(y.dtype))
     return ((both + eps) / (one + other - both + eps)).mean()
+
+
+def cross_entropy(logits, label, axis, smoothing):
+    """Class numbers, or shares of the logits' shape; PyTorch wants the classes second."""
+
+    def seconded(x):
+        return x.movedim(axis, 1 if x.ndim > 1 else 0)
+
+    gold = seconded(label) if label.is_floating_point() else label.long()
+    return torch.nn.functional.cross_entropy(seconded(logits), gold, label_smoothing=smoothing)

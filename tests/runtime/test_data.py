@@ -27,7 +27,7 @@ from lamina.runtime.data import (
     prefetch,
 )
 from lamina.runtime.data import make_digits as digits
-from lamina.runtime.data.dataset import Dataset, require_classes
+from lamina.runtime.data.dataset import Dataset, Step, require_classes
 from lamina.runtime.data.idx import read_idx, write_idx
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.sources import SOURCES, Arrays
@@ -46,7 +46,7 @@ def pictures(count=6, channels=1, height=9, width=8):
 
 
 def transformed(images, *stages, seed=5, epoch=0, indices=None):
-    made = tuple(TRANSFORMS[s.name](*s.args, **dict(s.kwargs)) for s in stages)
+    made = tuple(Step(TRANSFORMS[s.name](*s.args, **dict(s.kwargs))) for s in stages)
     data = Dataset(Arrays({"image": images}), made, seed=seed)
     return data.fetch(np.arange(len(images)) if indices is None else indices, epoch)["image"]
 
@@ -610,7 +610,7 @@ def test_other_classes_are_named(tmp_path):
 def matched(fields, *inputs):
     rows = np.zeros((2, 1), np.float32)
     plan = feed(Dataset(Arrays(dict.fromkeys(fields, rows))), [Input(key) for key in inputs])
-    return {key: field for field, key, _ in plan}
+    return {one.key: one.field for one in plan}
 
 
 def test_a_field_that_one_input_claims_feeds_no_other():
@@ -628,8 +628,8 @@ def test_a_field_that_one_input_claims_feeds_no_other():
 def test_every_element_type_of_the_language_can_be_fed(dtype):
     """An input of i64 once ended in a traceback."""
     whole, real = (Dataset(Arrays({"x": np.zeros((2, 1), kind)})) for kind in ("i4", "f4"))
-    ((_, _, kind),) = feed(whole, [Input("x", dtype)])
-    assert np.dtype(kind).kind == dtype[0]
+    (found,) = feed(whole, [Input("x", dtype)])
+    assert np.dtype(found.kind).kind == dtype[0]
     if dtype != "f64":
         assert code_of(feed, real, [Input("x", dtype)]) == "E611"
 
@@ -638,6 +638,6 @@ def test_data_meets_inputs_by_name_or_by_place():
     """A model may call its picture `x`; what it calls `label` is the label wherever it stands."""
     data = open_data([stage("mnist", "test")])
     by_place = feed(data, [Input("x", "f32", ("B", 1, "S", "S")), Input("y", "i32", ("B",), 10)])
-    assert [(f, key) for f, key, _ in by_place] == [("image", "x"), ("label", "y")]
+    assert [(one.field, one.key) for one in by_place] == [("image", "x"), ("label", "y")]
     by_name = feed(data, [LABEL, Input("pixels", field="image")])
-    assert [(f, key) for f, key, _ in by_name] == [("label", "label"), ("image", "pixels")]
+    assert [(one.field, one.key) for one in by_name] == [("label", "label"), ("image", "pixels")]
