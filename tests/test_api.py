@@ -428,7 +428,7 @@ def test_seeds_are_whole_numbers():
 def test_things_say_what_they_are():
     """A prompt shows the repr, and completion the directory."""
     file = lamina.load("lenet5")
-    assert repr(file) == "<File with models: LeNet5; recipes: digits>"
+    assert repr(file) == "<File with models: LeNet5; recipes: digits, fashion>"
     assert repr(file.LeNet5()) == "<LeNet5: image: f32[B, 1, 32, 32] -> logits: f32[B, 10]>"
     assert repr(file.LeNet5().graph).startswith("<Graph LeNet5 of ")
     assert "load" in dir(lamina)
