@@ -32,7 +32,7 @@ KINDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
                                 "window")),
     ("a size", _size, ("depth", "rows")),
     ("a number", _number, ("slope", "alpha", "beta", "gamma", "bias", "low", "high", "delta",
-                          "smoothing", "p", "eps")),
+                          "smoothing", "p", "eps", "iou", "least")),
     ("true or false", lambda value: type(value) is bool, ("keepdims", "count_padding")),
     ("a list of sizes", _sizes, ("shape", "starts", "stops", "lo", "hi", "size")),
     ("a list of whole numbers", _wholes, ("perm", "steps", "interior", "axes")),

@@ -9,7 +9,7 @@ from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
 from lamina.compiler.lower.core import Handler, Lowering
 from lamina.compiler.lower.loops import literal
-from lamina.compiler.lower.templates import contract, gather, weight_grad, window
+from lamina.compiler.lower.templates import contract, detect, gather, weight_grad, window
 from lamina.compiler.lower.templates.text import (
     STORE,
     Epilogue,
@@ -460,9 +460,22 @@ def _take_grad(low: Lowering, node: Node) -> None:
     low.view_of[Value(node.id)] = result
 
 
+def _suppress(low: Lowering, node: Node) -> None:
+    boxes, scores = low.dense(node.inputs[0]), low.dense(node.inputs[1])
+    result, limits = low.result(Value(node.id)), {}
+    for name in ("iou", "least"):  # numbers reach a kernel in memory: one text for all of them
+        limits[name] = low.fresh(TensorType(()))
+        low.fill(limits[name], node.attributes[name])
+    images, count = scores.shape
+    values = {"boxes": boxes, "scores": scores, **limits, "kept": result, "images": images,
+              "count": count}
+    _run(low, detect.suppress(), values, to_size(product((images, count, count))))
+    low.view_of[Value(node.id)] = result
+
+
 HANDLERS: dict[str, Handler] = {
     "matmul": _contraction, "conv2d": _bare_conv2d, "conv2d_weight_grad": _weight_gradient,
     "max_pool2d": _pool, "max_pool2d_grad": _pool,
     "avg_pool2d": _bare_mean_pool, "avg_pool2d_grad": _bare_mean_pool,
-    "take": _take, "take_grad": _take_grad, "epilogue": _contraction,
+    "take": _take, "take_grad": _take_grad, "non_max_suppression": _suppress, "epilogue": _contraction,
 }

@@ -8,6 +8,7 @@ from lamina.compiler.ops import (  # noqa: F401  (they register)
     contract,
     control,
     conv,
+    detect,
     elementwise,
     gather,
     losses,

@@ -228,7 +228,7 @@ primitive("iota", "random", infer=lambda *, shape, axis, dtype: TensorType(tuple
           numpy=lambda *, shape, axis, dtype: np.broadcast_to(
               np.arange(shape[axis], dtype=NUMPY_TYPES[dtype]).reshape(
                   [-1 if i == axis else 1 for i in range(len(shape))]), shape),
-          public=False, doc="Each element is its own position along `axis`.")
+          doc="Each element is its own position along `axis`.")
 
 
 @composite("flatten", attrs={"start": 1}, torch="a.flatten(start) if a.ndim > start else a",

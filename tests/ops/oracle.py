@@ -171,3 +171,19 @@ def cross_entropy(logits, label, axis, smoothing):
 
     gold = seconded(label) if label.is_floating_point() else label.long()
     return torch.nn.functional.cross_entropy(seconded(logits), gold, label_smoothing=smoothing)
+
+
+def non_max_suppression(boxes, scores, iou, least):
+    """From the best score down, each box that overlaps no kept one too much."""
+    kept = torch.zeros(scores.shape, dtype=torch.bool)
+    areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    orders = scores.argsort(dim=-1, descending=True, stable=True)
+    for image, (own, order) in enumerate(zip(boxes, orders, strict=True)):
+        for index in order.tolist():
+            chosen = kept[image]
+            low = torch.maximum(own[chosen, :2], own[index, :2])
+            high = torch.minimum(own[chosen, 2:], own[index, 2:])
+            both = (high - low).clamp(min=0).prod(-1)
+            union = areas[image][chosen] + areas[image][index] - both
+            kept[image, index] = scores[image, index] >= least and not (both > iou * union).any()
+    return kept
