@@ -12,7 +12,7 @@ import numpy as np
 
 from lamina.api import Runner, Training, make_runner
 from lamina.commands.training import read_weights, weights_file
-from lamina.compiler.ir.types import NUMPY_TYPES
+from lamina.compiler.ir.types import NUMPY_TYPES, TensorType
 from lamina.compiler.options import Options
 from lamina.runtime.checkpoint import CheckpointError, State, load, write_durable
 from lamina.runtime.data.dataset import (
@@ -31,9 +31,19 @@ from lamina.runtime.data.split import Subset
 from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
+SURE = 0.3  # the least score of an object that is listed; JSON has all of them
 FEW = 16  # numbers of an output that are shown one by one
 _RESIZING = ("pad", "resize", "center_crop", "random_crop")
 _ABSENT = ("E601", "E602", "E605", "E612")  # data that is not there to be read
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """An object that a detector found: `box` is left, top, right, bottom in the input's pixels."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class Prediction:
     """What a model says to one example: its first output without the batch, or a failure.
 
     `shares` are the classes' probabilities, `label` the name of the likeliest; empty for a model
-    whose output is not class scores.
+    whose output is not class scores. `objects` are a detector's, the surest first; None for others.
     """
 
     name: str
@@ -49,6 +59,7 @@ class Prediction:
     shares: tuple[float, ...] = ()
     label: str = ""
     failure: Failure | None = None
+    objects: tuple[Detection, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,7 @@ class _Model:
     batched: bool
     scores: bool
     normalised: bool
+    detects: bool
     classes: tuple[str, ...]
     needs_seed: bool
     resizes: bool
@@ -149,6 +161,8 @@ def describe(one: Prediction) -> str:
     """A prediction as a line (or more, for an output of few rows)."""
     if one.shares:
         return f"{one.name}: {one.label} ({max(one.shares):.1%})"
+    if one.objects is not None:
+        return "\n".join(_object_lines(one.name, one.objects))
     assert one.output is not None
     value = one.output
     kind = f"{one.name}: {list(value.shape)} " if value.ndim else f"{one.name}: "
@@ -156,6 +170,15 @@ def describe(one: Prediction) -> str:
         return kind + np.array2string(value, precision=6, separator=", ", max_line_width=1000
                                       ).replace("\n", "")
     return f"{kind}min {value.min():.6g}  mean {value.mean():.6g}  max {value.max():.6g}"
+
+
+def _object_lines(name: str, objects: Sequence[Detection]) -> list[str]:
+    sure = [found for found in objects if found.score >= SURE]
+    rest = len(objects) - len(sure)
+    head = f"{name}: {len(sure)} object{'' if len(sure) == 1 else 's'}"
+    head += f" ({rest} more below {SURE:.0%})" if rest else ""
+    return [head, *(f"  {found.label} ({found.score:.1%}) at "
+                    + ", ".join(f"{side:.1f}" for side in found.box) for found in sure)]
 
 
 def as_json(one: Prediction) -> dict[str, Any]:
@@ -166,6 +189,9 @@ def as_json(one: Prediction) -> dict[str, Any]:
     if one.shares:
         return {"input": one.name, "label": one.label, "probability": max(one.shares),
                 "probabilities": list(one.shares)}
+    if one.objects is not None:
+        return {"input": one.name, "objects": [
+            {"label": o.label, "score": o.score, "box": list(o.box)} for o in one.objects]}
     assert one.output is not None
     return {"input": one.name, "shape": list(one.output.shape), "output": one.output.tolist()}
 
@@ -188,9 +214,18 @@ def _open(training: Training, options: Options, weights: Path) -> _Model:
                   {entry.key: name for entry, name in zip(job.inputs, fields, strict=True)},
                   output, kind.rank > 0 and kind.shape[:1] in batches, training.scores_classes,
                   graph.node(dict(graph.outputs)[output]).op.name == "softmax",
+                  _detects(training.net.outputs),
                   state.classes if state and state.classes else data.classes,
                   "rng" in graph.inputs,
                   any(stage.name in _RESIZING for stage in job.valid or job.train))
+
+
+def _detects(outputs: Mapping[str, TensorType]) -> bool:
+    """Whether there are boxes [B, N, 4] with scores [B, N] and labels [B, N], by these names."""
+    if not {"boxes", "scores", "labels"} <= set(outputs):
+        return False
+    boxes, scores, labels = (outputs[name].shape for name in ("boxes", "scores", "labels"))
+    return scores == labels and boxes == (*scores, 4)
 
 
 def _state(path: Path) -> State | None:
@@ -217,20 +252,34 @@ def _predict(model: _Model, name: str, files: Mapping[str, Path], invert: bool) 
     if model.needs_seed:
         inputs["rng"] = np.array([0, 1], np.int32)
     try:
-        output = model.runner.run(inputs)[model.output]
+        outputs = model.runner.run(inputs)
     except ValueError as error:  # sizes that do not go together
         raise DataError("E609", f"{show(name)} does not fit the model: {show(error)}") from None
+    output = outputs[model.output]
     output = output[0] if model.batched else output
     if not np.isfinite(output).all():
         raise DataError("E611", f"the model's output for {show(name)} is not finite",
                         "look for NaN or infinity in the file and in the weights")
+    if model.detects:
+        return Prediction(name, output, objects=_objects(model, outputs))
     if not model.scores:
         return Prediction(name, output)
     shares = output.astype(np.float64)
     shares = shares if model.normalised else _softmax(shares)
-    best = int(shares.argmax())
-    label = model.classes[best] if best < len(model.classes) else str(best)
-    return Prediction(name, output, tuple(shares.tolist()), label)
+    return Prediction(name, output, tuple(shares.tolist()), _label(model, int(shares.argmax())))
+
+
+def _label(model: _Model, number: int) -> str:
+    """The name of a class, or its number where it has none."""
+    return model.classes[number] if number < len(model.classes) else str(number)
+
+
+def _objects(model: _Model, outputs: Mapping[str, np.ndarray]) -> tuple[Detection, ...]:
+    """What a detector kept of one example: boxes whose score is not 0, the surest first."""
+    boxes, scores, labels = (outputs[name][0] for name in ("boxes", "scores", "labels"))
+    order = np.argsort(-scores, kind="stable")
+    return tuple(Detection(_label(model, int(labels[i])), float(scores[i]),
+                           tuple(boxes[i].tolist())) for i in order if scores[i] > 0)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ REQUIRED = object()  # an attribute without a default
 # source: inputs, parameters, constants. elementwise: broadcasting, fusable by its scalar text.
 # reduce: over axes, keeping them with size 1. view: moves or repeats elements. contract and
 # window: computed by a kernel template. composite: a body over other operators. random:
-# elementwise in a counter. control: carries a body graph.
+# elementwise in a counter. gather: lookups and searches, by a template. control: carries a body
+# graph.
 KINDS = ("source", "elementwise", "reduce", "view", "contract", "window", "composite", "random",
          "gather", "control")
 

@@ -477,5 +477,6 @@ HANDLERS: dict[str, Handler] = {
     "matmul": _contraction, "conv2d": _bare_conv2d, "conv2d_weight_grad": _weight_gradient,
     "max_pool2d": _pool, "max_pool2d_grad": _pool,
     "avg_pool2d": _bare_mean_pool, "avg_pool2d_grad": _bare_mean_pool,
-    "take": _take, "take_grad": _take_grad, "non_max_suppression": _suppress, "epilogue": _contraction,
+    "take": _take, "take_grad": _take_grad, "epilogue": _contraction,
+    "non_max_suppression": _suppress,
 }

@@ -40,7 +40,7 @@ def _suppress(boxes, scores, *, iou, least):
     return kept
 
 
-primitive("non_max_suppression", "search", infer=_infer, numpy=_suppress, arity=(2, 2),
+primitive("non_max_suppression", "gather", infer=_infer, numpy=_suppress, arity=(2, 2),
           attrs={"iou": 0.5, "least": 0.0}, torch="oracle.non_max_suppression(a, b, iou, least)",
           samples=("x:[2,5,4] y:+[2,5]", "x:[1,9,4] y:[1,9] | iou=0.1", "x:[3,1,4] y:[3,1]",
                    "x:[2,17,4] y:[2,17] | iou=0.0, least=-1.0", "x:[1,0,4] y:[1,0]"),
