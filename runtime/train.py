@@ -490,12 +490,15 @@ def _locked(out: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError("E704", f"cannot write {show(out)}: {reason(error)}",
                               "choose another folder") from None
+    mine = False
     try:
         _lock(handle, out)
+        mine = True
         yield
     finally:
         os.close(handle)
-        _remove_if_empty(out)
+        if mine:  # else it is the folder of the one who trains there
+            _remove_if_empty(out)
 
 
 def _remove_if_empty(out: Path) -> None:

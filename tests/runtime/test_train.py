@@ -35,6 +35,7 @@ from lamina.runtime.train import (
     StepDone,
     TrainError,
     Warned,
+    _locked,
     check_job,
     evaluate,
     train,
@@ -455,6 +456,17 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
                 run(tmp_path, resume=True)
             assert caught.value.code == "E652"
     assert run(tmp_path, toy.job((1,)), report=report)[0].state.step == 46
+
+
+def test_a_refused_run_leaves_the_other_its_folder(tmp_path):
+    """It once removed the folder of a run that had not yet written to it."""
+    out = tmp_path / "out"
+    with _locked(out):
+        assert [path.name for path in out.iterdir()] == [".lock"]
+        with pytest.raises(TrainError), _locked(out):
+            pass
+        assert (out / ".lock").exists()
+    assert not out.exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
