@@ -14,11 +14,12 @@ from lamina.compiler.frontend.build import Objective
 from lamina.compiler.inspect.cost import batch_size, summarize
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph
-from lamina.compiler.ir.types import substitute, symbols_of
+from lamina.compiler.ir.types import product, substitute, symbols_of
 from lamina.compiler.ops.define import GraphMath
 from lamina.compiler.options import Options
 from lamina.compiler.transform.training import Rule, training_step
 from lamina.runtime.cpu.executor import Executor
+from lamina.runtime.memory import require_memory
 
 BATCH = 64
 GEMM_SIZE = 1024
@@ -40,6 +41,7 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     runner = make_runner(program, options)
     runner.set_params(initial_values(program, 0))
     compiled = time.perf_counter() - start
+    _require_room(runner, program, batch)
     inputs = example_inputs(program, batch)
     runner.run(inputs)
     started = time.perf_counter() - start
@@ -78,6 +80,16 @@ def plain_training_step(net: Net) -> Graph:
     return training_step(net.build(True, Objective(loss)).graph, Rule("sgd", {"momentum": 0.9}))
 
 
+def _require_room(runner: Runner, graph: Graph, batch: int) -> None:
+    """MemoryError before inputs are made that no run could take."""
+    sizes = example_sizes(graph, batch)
+    types = [graph.type(value) for value in graph.inputs.values()]
+    needed = 4 * sum(int(substitute(product(type.shape), sizes)) for type in types)  # type: ignore
+    if isinstance(runner, Executor):
+        needed += runner.plan(sizes).arena_bytes
+    require_memory(needed, "the run's arena with its inputs")
+
+
 def _timed(runner: Runner, inputs: dict[str, np.ndarray]) -> float:
     start = time.perf_counter()
     runner.run(inputs)
@@ -114,7 +126,7 @@ def example_inputs(graph: Graph, batch: int) -> dict[str, np.ndarray]:
         if name in ("lr", "step"):
             inputs[name] = np.array(1e-3 if name == "lr" else 1, np.float32)
         elif type.dtype == "f32":
-            inputs[name] = rng.standard_normal(shape).astype(np.float32)  # type: ignore[arg-type]
+            inputs[name] = rng.standard_normal(shape, np.float32)  # type: ignore[call-overload]
         else:
             inputs[name] = rng.integers(0, 2, shape).astype(np.int32)  # type: ignore[arg-type]
     return inputs

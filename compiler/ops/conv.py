@@ -5,6 +5,8 @@ As in all of the field this is correlation: the kernel is not flipped.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lamina.compiler.ir.op import REQUIRED, OpError
@@ -39,6 +41,20 @@ from lamina.compiler.ops.window import (
     window_sizes,
 )
 
+MOST_GROUPS = 65_536  # that a message tries
+
+
+def _fitting_groups(channels: Dim, out: Dim, groups: int) -> str:
+    """The numbers of groups nearest to `groups` that divide input and output channels."""
+    rule = "groups must divide input and output channels"
+    if not isinstance(channels, int) or not isinstance(out, int):
+        return rule
+    both = math.gcd(channels, out)
+    fitting = [n for n in range(1, min(both, MOST_GROUPS) + 1) if both % n == 0]
+    below = max(n for n in fitting if n <= groups)
+    above = [n for n in fitting if n > groups][:1]
+    return f"{rule}: groups={' or '.join(map(str, [below, *above]))} divides {channels} and {out}"
+
 
 def _check_groups(name: str, channels: Dim, w: TensorType, groups: int) -> None:
     """Raise OpError unless weights [K, C/groups, ...] fit `channels` in `groups` groups."""
@@ -46,7 +62,7 @@ def _check_groups(name: str, channels: Dim, w: TensorType, groups: int) -> None:
     for what, count in (("input", channels), ("output", w.shape[0])):
         if divide_exactly(count, groups) is None:
             raise OpError("E222", f"`{name}`: {groups} groups do not divide the {count} {what} "
-                          "channels", "groups must divide input and output channels")
+                          "channels", _fitting_groups(channels, w.shape[0], groups))
     if divide_exactly(channels, groups) != w.shape[1]:
         each = f" ({w.shape[1]} in each of {groups} groups)" if groups > 1 else ""
         raise OpError("E221", f"`{name}`: the input has {channels} channels, the weight "

@@ -195,9 +195,22 @@ def _infer_concat(*types: TensorType, axis: int) -> TensorType:
                 for i, (a, b) in enumerate(zip(first, type.shape, strict=True))):
             raise OpError("E216", f"cannot concatenate {shape_text(first)} and "
                           f"{shape_text(type.shape)} along axis {axis}",
-                          "all other sizes must be equal", (0, index))
+                          _unequal(first, type.shape, axis), (0, index))
     total = sum((type.shape[axis] for type in types[1:]), start=first[axis])
     return TensorType((*first[:axis], total, *first[axis + 1:]), types[0].dtype)
+
+
+def _unequal(first: tuple[Dim, ...], other: tuple[Dim, ...], axis: int) -> str:
+    """Which sizes differ, and the way out for maps of which one is a little larger."""
+    rule = "all other sizes must be equal"
+    if len(first) != len(other):
+        return f"{rule}; these have {len(first)} and {len(other)} axes"
+    apart = [i for i, (a, b) in enumerate(zip(first, other, strict=True)) if i != axis and a != b]
+    text = f"{rule}; " + ", ".join(f"axis {i} has {first[i]} and {other[i]}" for i in apart)
+    if len(first) == 4 and axis == 1 and set(apart) <= {2, 3}:
+        text += ": `(larger, smaller) -> crop` cuts the larger map, or choose an input whose " \
+                "sizes every pool and stride on the way divides"
+    return text
 
 
 def _concat_vjp(m, ct, y, *xs, axis):

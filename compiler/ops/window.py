@@ -53,6 +53,18 @@ def padding_pairs(padding: Any, name: str = "conv2d") -> Pads:
     return (vertical, vertical), (horizontal, horizontal)
 
 
+def _room(size: Dim, kernel: int, pad: tuple[Dim, Dim], dilation: int) -> str:
+    """The smallest changes that make one window fit."""
+    there = size + pad[0] + pad[1]
+    covered = dilation * (kernel - 1) + 1
+    assert isinstance(there, int)
+    largest = (there - 1) // dilation + 1
+    smaller = f"a kernel of at most {largest}, " if largest > 0 else ""
+    more = (covered - there + 1) // 2
+    padding = f"padding={pad[0] + more}" if pad[0] == pad[1] else f"{2 * more} more of padding"
+    return f"it fits with {smaller}{padding}, or an input of {size + covered - there} here"
+
+
 def window_size(name: str, size: Dim, kernel: int, stride: int, pad: tuple[Dim, Dim],
                 dilation: int = 1) -> Dim:
     """How many windows fit along an axis. Raises OpError E223 when none does."""
@@ -64,7 +76,7 @@ def window_size(name: str, size: Dim, kernel: int, stride: int, pad: tuple[Dim, 
         raise OpError("E223", f"`{name}`: a kernel of {kernel}{spread} is larger than the padded "
                       f"input: (in - kernel + 2 padding) / stride + 1 = "
                       f"({size} - {covered} + {twice}) / {stride} + 1 is less than 1",
-                      "use a smaller kernel, more padding, or a larger input", (0,))
+                      _room(size, kernel, pad, dilation), (0,))
     return free // stride + 1
 
 

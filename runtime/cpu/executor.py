@@ -27,9 +27,11 @@ from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.load import load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
 from lamina.runtime.cpu.threads import TIMER, WALKER, Table, Threads, available_cores
+from lamina.runtime.memory import require_memory
 from lamina.runtime.program import THREADS, Program, evaluate
 
 PLANS_KEPT = 8
+LARGE = 1 << 28  # bytes of a run for which the machine's memory is asked first
 _CANARY = 0xC5
 _SIGNALLING_NAN = np.uint32(0x7FA00000)
 
@@ -261,6 +263,8 @@ class Executor:
         ]
         needed = plan.arena_bytes + sum(aligned(plan.sizes[i] + GUARD) for i in own)
         what = f"this run (its arena, inputs and outputs take {needed:,} bytes)"
+        if needed > LARGE:  # smaller ones are not worth asking
+            require_memory(needed - self._arena.size, "this run's arena, with inputs and outputs,")
         owned = {i: _allocate(plan.sizes[i], what) for i in own}
         if plan.arena_bytes > self._arena.size:
             self._arena = _allocate(plan.arena_bytes, what)
