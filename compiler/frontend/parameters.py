@@ -105,6 +105,8 @@ def _initializer_call(body: Body, expr: ast.Call, name: ast.Name) -> Any:
     if sizes:
         return body.ev.error("E321", f"the initial value depends on `{sizes[0]}`, which is not "
                              "known when compiled", expr.span, help=KNOWN_SIZES)
+    if name.id == "bitmap":
+        return Initial(name.id, (tuple(args[0]),))
     wrong = next((arg for arg in args if arg is not None and not _finite(arg)), None)
     if wrong is not None:
         return body.ev.error("E320", f"`{name.id}` takes numbers, not {describe(wrong)}", expr.span)

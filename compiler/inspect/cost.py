@@ -42,7 +42,10 @@ class Summary:
 
 
 def summarize(graph: Graph) -> Summary:
-    """The layer table of a built model: its leaf layers in order, and exact totals."""
+    """The layer table of a built model, and exact totals.
+
+    Listed are the leaf layers, and the blocks with parameters or products of their own.
+    """
     whole = expanded(graph)
     fields = receptive_fields(whole)
     macs = _macs_by_path(whole)
@@ -53,12 +56,14 @@ def summarize(graph: Graph) -> Summary:
     results = {scope.path: scope.result for scope in whole.scopes}
     seen: set[str] = set()
     for scope in graph.scopes:
-        if not scope.leaf or scope.path in seen:
+        if scope.path in seen:
+            continue
+        own = [key for key in keys if _inside(key, scope.path) and key not in taken]
+        inside = [path for path in macs if _inside(path, scope.path) and path not in counted]
+        if not (scope.leaf or own or inside):
             continue
         seen.add(scope.path)
-        own = [key for key in keys if _inside(key, scope.path) and key not in taken]
         taken.update(own)
-        inside = [path for path in macs if _inside(path, scope.path) and path not in counted]
         counted.update(inside)
         rows.append(LayerRow(
             scope.path, scope.callee, graph.type(scope.result),

@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -106,14 +107,25 @@ def orthogonal(rng, shape, gain=1.0):
     return (gain * (q if rows >= columns else q.T)).reshape(shape)
 
 
+def bitmap(rng, shape, rows):
+    """A picture in text, row by row: 1 for `#`, -1 for `.`; blanks do not count."""
+    pixels = "".join("".join(rows).split())
+    if set(pixels) - set("#."):
+        raise OpError("E231", "a bitmap is drawn with `#` and `.` alone")
+    if len(pixels) != math.prod(shape):
+        raise OpError("E231", f"a bitmap of {len(pixels)} pixels cannot fill {list(shape)}",
+                      f"draw {math.prod(shape)} pixels")
+    return np.where(np.array(list(pixels)) == "#", 1.0, -1.0).reshape(shape)
+
+
 INITIALIZERS: Mapping[str, Callable[..., np.ndarray]] = MappingProxyType({
     function.__name__: function for function in (
         zeros, ones, constant, normal, uniform, glorot, glorot_normal, he, he_uniform,
-        fan_in_uniform, orthogonal)})
+        fan_in_uniform, orthogonal, bitmap)})
 SHAPED = ("glorot", "glorot_normal", "he", "he_uniform", "fan_in_uniform", "orthogonal")
 
 
-def check_initializer(name: str, args: Sequence[float | int | None]) -> None:
+def check_initializer(name: str, args: Sequence[Any]) -> None:
     """Raise OpError E230 unless the initialiser exists and takes these arguments."""
     if name not in INITIALIZERS:
         raise OpError("E230", f"no initialiser is named `{name}`",
@@ -123,15 +135,24 @@ def check_initializer(name: str, args: Sequence[float | int | None]) -> None:
     if not needed <= len(args) <= len(parameters):
         names = ", ".join(one.name for one in parameters) or "nothing"
         raise OpError("E230", f"`{name}` takes {names}; {len(args)} values given")
+    if name == "bitmap" and not _is_text(args[0]):
+        raise OpError("E230", "`bitmap` takes a list of texts, the rows of the picture",
+                      'for example `bitmap([".#.", "###"])`')
 
 
-def check_shape(name: str, args: Sequence[float | int | None], shape: Shape) -> None:
-    """Raise OpError E231 when the initialiser cannot serve a parameter of this rank."""
-    if len(shape) < 2 and name in SHAPED:
+def _is_text(rows: object) -> bool:
+    return isinstance(rows, (list, tuple)) and all(isinstance(row, str) for row in rows)
+
+
+def check_shape(name: str, args: Sequence[Any], shape: Shape) -> None:
+    """Raise OpError E231 when the initialiser cannot serve a parameter of this shape."""
+    if name == "bitmap":
+        bitmap(None, shape, *args)
+    elif len(shape) < 2 and name in SHAPED:
         INITIALIZERS[name](np.random.default_rng(0), (1,) * len(shape), *args)
 
 
-def initialize(name: str, args: Sequence[float | int | None], shape: Shape, seed: int,
+def initialize(name: str, args: Sequence[Any], shape: Shape, seed: int,
                path: str) -> np.ndarray:
     """The float32 initial value of the parameter at `path`; `args` in the initialiser's order.
 

@@ -9,6 +9,8 @@ from lamina.compiler.ir.op import OpError
 from lamina.compiler.ops.initial import INITIALIZERS, check_initializer, initialize
 
 SHAPE = (64, 32, 3, 3)
+# Those that draw nothing at random, with arguments that serve.
+FIXED = {"zeros": (), "ones": (), "constant": (0.5,), "bitmap": (("#." * (32 * 32 * 9),),)}
 FAN_IN, FAN_OUT = 32 * 9, 64 * 9
 
 
@@ -42,6 +44,11 @@ def test_constants():
     assert (draw("constant", -2.5, shape=(3,)) == -2.5).all()
 
 
+def test_bitmap():
+    # Row by row, 1 where there is a mark and -1 where there is none; blanks are for the eye.
+    assert draw("bitmap", ("#. .", "..#"), shape=(2, 3)).tolist() == [[1, -1, -1], [-1, -1, 1]]
+
+
 @pytest.mark.parametrize("shape", [(8, 5), (5, 8), (4, 2, 3, 3), (6, 6), (3, 0)])
 def test_orthogonal(shape):
     flat = draw("orthogonal", 2.0, shape=shape).reshape(shape[0], -1).astype(np.float64)
@@ -51,11 +58,11 @@ def test_orthogonal(shape):
 
 @pytest.mark.parametrize("name", INITIALIZERS)
 def test_same_seed_and_path_same_numbers(name):
-    args = (0.5,) if name == "constant" else ()
+    args = FIXED.get(name, ())
     first = draw(name, *args)
     draw("normal", path="other")
     np.testing.assert_array_equal(first, draw(name, *args))
-    if name not in ("zeros", "ones", "constant"):
+    if name not in FIXED:
         assert (first != draw(name, *args, path="net.bias")).mean() > 0.99
         assert (first != draw(name, *args, seed=2)).mean() > 0.99
 
@@ -68,15 +75,17 @@ def test_numbers_are_fixed():
 
 @pytest.mark.parametrize("name", INITIALIZERS)
 def test_every_shape_is_served(name):
-    args = (1,) if name == "constant" else ()
     for shape in ((0, 3), (3, 0), (1, 1), (2, 3, 5)):
+        args = (("#" * int(np.prod(shape)),),) if name == "bitmap" else FIXED.get(name, ())
         assert draw(name, *args, shape=shape).shape == shape
 
 
 @pytest.mark.parametrize(("code", "name", "args", "shape"), [
     ("E230", "xavier", (), (3, 3)), ("E230", "zeros", (1,), (3, 3)),
     ("E230", "constant", (), (3, 3)), ("E231", "glorot", (), (3,)), ("E231", "he", (), ()),
-    ("E231", "orthogonal", (), (3,)),
+    ("E231", "orthogonal", (), (3,)), ("E230", "bitmap", (), (1,)), ("E230", "bitmap", (1,), (1,)),
+    ("E230", "bitmap", ((1,),), (1,)), ("E231", "bitmap", (("#x",),), (2,)),
+    ("E231", "bitmap", (("#.", "#"),), (2, 2)),
 ])
 def test_refusals(code, name, args, shape):
     with pytest.raises(OpError) as caught:

@@ -1,111 +1,248 @@
-"""PyTorch twins of our models, and what is compared: forward, loss and every gradient.
+"""Our models beside their PyTorch twins: what is compared, at equal weights.
 
-`python -m lamina.tests.parity.twins` writes tests/fixtures/twins.npz from PyTorch, for machines
-without it: the loss, the first output, and of each gradient its norm and eight of its entries.
+Compared are, of a training step, the loss, the outputs, every gradient and the running statistics
+after it, and the outputs of evaluation.
+
+`python -m lamina.tests.parity.twins` records PyTorch's results in tests/fixtures/twins.npz, for
+machines without it: of each array its norm and eight of its entries.
+`python -m lamina.tests.parity.twins --full [MODEL ...]` compares the whole zoo at full size.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+import time
+import tomllib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import lamina
+from lamina.compiler.frontend.library import zoo_folder
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "twins.npz"
-RESNET = Path(__file__).parent.parent / "syntax" / "examples" / "resnet.lam"
 ENTRIES = 8
 LOSS = "cross_entropy(logits, label)"
+# Relative to the largest entry of the array; ours is float32.
+FORWARD, GRADIENT = 1e-4, 1e-3
+# A gradient below this share of the largest of its model is zero but for rounding: that of a bias
+# before batch-norm.
+NOTHING = 1e-6
 
 
-def cases():
-    """name -> (our net, inputs)."""
-    rng = np.random.default_rng(7)
-    digits = rng.standard_normal((6, 1, 32, 32)).astype(np.float32)
-    pictures = rng.standard_normal((3, 3, 64, 96)).astype(np.float32)
-    resnet = lamina.load(RESNET).ResNet(depths=[2, 1, 1, 1], classes=7)
-    return {
-        "lenet5": (lamina.load("lenet5").LeNet5(), digits, rng.integers(0, 10, 6)),
-        "resnet": (resnet, pictures, rng.integers(0, 7, 3)),
-    }
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model of the zoo, "file.Model", with settings and the shape of its images."""
+
+    model: str
+    shape: tuple[int, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0  # one for which no ReLU's argument is so near 0 that rounding decides its sign
+    one_sided: bool = False  # see `inputs`
+
+    def net(self, training: bool = False):
+        """Our model; in training without dropout, whose random numbers are our own."""
+        file, _, name = self.model.partition(".")
+        make = getattr(lamina.load(file), name)
+        drops = "p" in {one.name.id for one in make().definition.node.params}
+        return make(**self.settings, **({"p": 0.0} if training and drops else {}))
+
+    def twin(self):
+        """The same from PyTorch, in float64 so that all the rounding seen is ours."""
+        from lamina.tests.parity import networks
+
+        return networks.TWINS[self.model](**self.settings).double()
 
 
-def ours(name, target):
-    """Loss, logits and gradients by key of our model."""
-    net, images, labels = cases()[name]
+_ALEXNET = {"classes": 7, "hidden": 48}
+_VGG = {"classes": 7, "size": 64, "width": 8, "hidden": 48}
+# The smallest of each family in which every construct occurs.
+SMALL = {case.model: case for case in (
+    Case("lenet5.LeNet5", (6, 1, 32, 32)),
+    Case("lenet5_1998.LeNet5of1998", (6, 1, 32, 32)),
+    Case("alexnet.AlexNet", (2, 3, 224, 224), _ALEXNET),
+    Case("alexnet.AlexNet2012", (2, 3, 227, 227), _ALEXNET),
+    Case("vgg.VGG11", (2, 3, 64, 64), _VGG),
+    Case("vgg.VGG11BN", (4, 3, 64, 64), _VGG),
+    Case("resnet.ResNet18", (3, 3, 64, 96), {"classes": 7, "depths": [1, 2, 1, 1]}),
+    Case("resnet.ResNet50", (3, 3, 64, 96), {"classes": 7, "depths": [2, 1, 1, 1]}),
+    Case("resnet.ResNet50v1", (3, 3, 64, 96), {"classes": 7, "depths": [1, 2, 1, 1]}),
+    Case("cifar_resnet.SmallResNet", (4, 3, 32, 32), {"n": 2}),
+    Case("unet.UNet", (2, 1, 188, 188), {"width": 4, "size": 188}),
+    Case("unet.UNetBN", (2, 1, 188, 188), {"width": 4, "size": 188}),
+    Case("unet.UNetSame", (2, 1, 64, 64), {"width": 4, "size": 64}),
+    Case("mobilenet.MobileNet", (3, 3, 64, 96), {"classes": 7, "width": 0.25}),
+    Case("mobilenet.MobileNetV2", (3, 3, 64, 96), {"classes": 7, "width": 0.35}),
+)}
+
+
+def full_cases() -> dict[str, Case]:
+    """Every model of the zoo at its own size; two examples, one of the large U-Nets."""
+    expected = tomllib.loads((zoo_folder() / "expected.toml").read_text())
+    cases = {}
+    for file, models in expected.items():
+        for name, facts in models.items():
+            _, *image = map(int, facts["input"].partition("=")[2].split("x"))
+            cases[f"{file}.{name}"] = Case(f"{file}.{name}", (1 if file == "unet" else 2, *image),
+                                           one_sided=True)
+    return cases
+
+
+def inputs(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Weights, images and labels.
+
+    Weights have the variance that ReLU keeps (He and others, 2015), so that deep layers count too;
+    what starts constant is spread, so that a swap shows.
+
+    Of the millions of activations at full size a few are within rounding of 0, and each that
+    falls on the other side moves some gradients by percents, in PyTorch as well. So batch-norm is
+    `one_sided` there: its outputs lie around 3, within 0 and 6, and every ReLU passes them on.
+    """
+    net, rng = case.net(), np.random.default_rng(case.seed)
     weights = net.init(seed=3)
-    labels = labels.astype(np.int32)
-    loss, grads = net.value_and_grad(LOSS, target=target)(weights, image=images, label=labels)
-    logits = net.compile(target=target, train=True)(weights, image=images)["logits"]
-    return float(loss), logits, grads
+    for key, value in weights.items():
+        if value.ndim > 1 and not key.endswith("centre"):
+            weights[key] = value * np.float32(6**0.5)
+        if (value == value.flat[0]).all():
+            weights[key] = value + rng.uniform(-0.2, 0.2, value.shape).astype(np.float32)
+        if case.one_sided and f"{key.rpartition('.')[0]}.running_var" in weights:
+            name = key.rpartition(".")[2]
+            weights[key] = {"weight": weights[key] / 2, "bias": weights[key] + 3}.get(
+                name, weights[key])
+    out = net.outputs["logits"].shape
+    images = rng.standard_normal(case.shape).astype(np.float32)
+    labels = rng.integers(0, out[1], (case.shape[0], *out[2:])).astype(np.int32)
+    return weights, images, labels
 
 
-def theirs(name):
-    """The same from PyTorch at the same weights."""
+def ours(case: Case, target: str) -> dict[str, np.ndarray]:
+    """Every compared array of our model by name."""
+    weights, images, labels = inputs(case)
+    step = case.net(training=True).value_and_grad(LOSS, target=target)
+    step.runner.set_params({key: weights[key] for key in step.graph.params})
+    found = step.runner.run({"image": images, "label": labels})
+    after = step.runner.get_params()  # a run moves the running statistics
+    found |= {f"update:{key}": after[key] for key in after if is_statistic(key)}
+    evaluated = case.net().compile(target=target)(weights, image=images)["logits"]
+    return {**found, "evaluated": evaluated}
+
+
+def is_statistic(key: str) -> bool:
+    """Whether a parameter is a running statistic of batch-norm."""
+    return key.rpartition(".")[2].startswith("running_")
+
+
+def theirs(case: Case) -> dict[str, np.ndarray]:
+    """The same from PyTorch."""
     import torch
 
-    net, images, labels = cases()[name]
-    weights = {key: torch.tensor(value) for key, value in net.init(seed=3).items()}
-    for key in net.parameters:
-        if "running" not in key:
-            weights[key].requires_grad_(True)
-    logits = _FORWARD[name](torch.nn.functional, weights, torch.tensor(images))
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+    weights, images, labels = inputs(case)
+    twin, x = case.twin(), torch.tensor(images).double()
+    loaded = twin.load_state_dict({k: torch.tensor(v) for k, v in weights.items()}, strict=False)
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in loaded.missing_keys)
+    with torch.no_grad():
+        evaluated = twin.eval()(x)
+    for module in twin.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    logits = twin(x)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels).long())
     loss.backward()
-    grads = {key: value.grad.numpy() for key, value in weights.items() if value.grad is not None}
-    return float(loss.detach()), logits.detach().numpy(), grads
+    found = {"loss": loss, "logits": logits, "evaluated": evaluated}
+    found |= {f"grad:{key}": value.grad for key, value in twin.named_parameters()}
+    found |= {f"update:{key}": value for key, value in twin.named_buffers()
+              if is_statistic(key)}
+    return {name: value.detach().numpy() for name, value in found.items()}
 
 
-def _lenet5(f, w, x):
-    def layer(name, function, x):
-        return function(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    x = f.avg_pool2d(layer("c1", f.conv2d, x).tanh(), 2)
-    x = f.avg_pool2d(layer("c3", f.conv2d, x).tanh(), 2).flatten(1)
-    x = layer("f6", f.linear, layer("c5", f.linear, x).tanh()).tanh()
-    return layer("head", f.linear, x)
-
-
-def _resnet(f, w, x):
-    def conv_bn(path, x, stride=1):
-        kernel = w[f"{path}.conv.weight"].shape[-1]
-        x = f.conv2d(x, w[f"{path}.conv.weight"], None, stride, kernel // 2)
-        return f.batch_norm(x, None, None, w[f"{path}.bn.weight"], w[f"{path}.bn.bias"], True)
-
-    def bottleneck(path, x, stride=1):
-        y = conv_bn(f"{path}.c1", x).relu()
-        y = conv_bn(f"{path}.c3", conv_bn(f"{path}.c2", y, stride).relu())
-        skip = conv_bn(f"{path}.proj", x, stride) if f"{path}.proj.conv.weight" in w else x
-        return (y + skip).relu()
-
-    x = f.max_pool2d(conv_bn("stem", x, 2).relu(), 3, 2, 1)
-    for stage in range(4):
-        x = bottleneck(f"stages.{stage}.first", x, 1 if stage == 0 else 2)
-        if f"stages.{stage}.rest.0.c1.conv.weight" in w:
-            x = bottleneck(f"stages.{stage}.rest.0", x)
-    return f.linear(x.mean((2, 3)), w["head.weight"], w["head.bias"])
+def errors(found: dict[str, np.ndarray], known: dict[str, np.ndarray]) -> dict[str, float]:
+    """The error of every array, relative to its largest entry."""
+    assert set(found) == set(known), set(found) ^ set(known)
+    gradients = [np.abs(known[name]).max() for name in known if name.startswith("grad:")]
+    least = {"grad:": NOTHING * max(gradients)}
+    result = {}
+    for name, value in known.items():
+        size = np.abs(value).max()
+        floor = least.get(name[:5], 0.0)
+        # What should be nothing may be as large as the rounding of what it cancels from.
+        scale = size if size > floor else floor / NOTHING
+        result[name] = float(np.abs(found[name].astype(np.float64) - value).max() / scale)
+    return result
 
 
-_FORWARD = {"lenet5": _lenet5, "resnet": _resnet}
+def tolerance(name: str) -> float:
+    """How large the error of an array may be."""
+    return GRADIENT if name.startswith("grad:") else FORWARD
 
 
-def digest(loss, logits, grads):
-    """What is recorded of a run."""
-    facts = {"loss": np.float64(loss), "logits": logits}
-    for key, grad in grads.items():
-        flat = grad.ravel()
-        places = np.linspace(0, flat.size - 1, min(ENTRIES, flat.size)).astype(int)
-        facts[f"{key}/norm"] = np.linalg.norm(flat.astype(np.float64))
-        facts[f"{key}/entries"] = flat[places]
-    return facts
+# --- the records --------------------------------------------------------------------------------
 
 
-def record():
+def digest(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is recorded: names, norms and a few entries of each array."""
+    names = sorted(arrays)
+    flat = [arrays[name].ravel().astype(np.float64) for name in names]
+    entries = [one[np.linspace(0, one.size - 1, ENTRIES).astype(int)] for one in flat]
+    return {"names": np.array("\n".join(names)),
+            "norms": np.array([np.linalg.norm(one) for one in flat], np.float32),
+            "entries": np.array(entries, np.float32)}
+
+
+def recorded(model: str) -> dict[str, np.ndarray]:
+    """The digest of PyTorch's results in the fixture."""
+    with np.load(FIXTURE) as file:
+        return {key: file[f"{model}:{key}"] for key in ("names", "norms", "entries")}
+
+
+def record() -> None:
     """Write the fixture."""
-    facts = {f"{name}:{key}": value for name in cases()
-             for key, value in digest(*theirs(name)).items()}
+    facts = {f"{model}:{key}": value for model, case in SMALL.items()
+             for key, value in digest(theirs(case)).items()}
     np.savez_compressed(FIXTURE, **facts)
 
 
+# --- the whole zoo ------------------------------------------------------------------------------
+
+
+def worst(found: dict[str, float], *starts: str) -> tuple[float, str]:
+    """The largest error of the arrays whose names start so, and the name of its array."""
+    return max(((error, name.partition(":")[2]) for name, error in found.items()
+                if name.startswith(starts)), default=(0.0, ""))
+
+
+def compare(case: Case) -> bool:
+    """Print one line of the table; whether all is within its tolerance."""
+    start = time.perf_counter()
+    found = errors(ours(case, "cpu"), theirs(case))
+    forward, _ = worst(found, "loss", "logits", "evaluated")
+    (gradient, path), (statistic, _) = worst(found, "grad:"), worst(found, "update:")
+    good = all(error <= tolerance(name) for name, error in found.items())
+    print(f"{case.model:26} {forward:9.1e} {gradient:9.1e} {statistic:10.1e}  "
+          f"{'ok' if good else 'NO':3} {time.perf_counter() - start:5.0f} s  {path}", flush=True)
+    return good
+
+
+def main(arguments: list[str]) -> int:
+    """Record, or compare at full size; 1 if a model differs."""
+    parser = argparse.ArgumentParser(description="The zoo against its PyTorch twins.")
+    parser.add_argument("--full", nargs="*", metavar="MODEL",
+                        help="compare at full size: all, or those whose name holds a MODEL")
+    wanted = parser.parse_args(arguments).full
+    if wanted is None:
+        record()
+        return 0
+    cases = [case for name, case in full_cases().items()
+             if not wanted or any(one.lower() in name.lower() for one in wanted)]
+    if not cases:
+        parser.error(f"no model of the zoo is named {', '.join(wanted)}")
+    print(f"{'model':26} {'forward':>9} {'gradient':>9} {'statistic':>10}  ok    time  "
+          "parameter of the worst gradient")
+    return 0 if all([compare(case) for case in cases]) else 1
+
+
 if __name__ == "__main__":
-    record()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,361 @@
+"""The zoo's models as PyTorch modules; their parameters have the same paths as ours."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def named(**layers):
+    """Layers one after the other, each with a name; None is left out."""
+    return nn.Sequential(OrderedDict((k, v) for k, v in layers.items() if v is not None))
+
+
+# --- LeNet-5 ------------------------------------------------------------------------------------
+
+
+def lenet5(classes=10):
+    return named(
+        c1=nn.Conv2d(1, 6, 5), t1=nn.Tanh(), s2=nn.AvgPool2d(2),
+        c3=nn.Conv2d(6, 16, 5), t3=nn.Tanh(), s4=nn.AvgPool2d(2), flat=nn.Flatten(),
+        c5=nn.Linear(400, 120), t5=nn.Tanh(), f6=nn.Linear(120, 84), t6=nn.Tanh(),
+        head=nn.Linear(84, classes))
+
+
+# The maps of the second layer that each map of the third sees: Table I, written out.
+TABLE_1 = {
+    "three": [(0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (4, 5, 0), (5, 0, 1)],
+    "four": [(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (3, 4, 5, 0), (4, 5, 0, 1), (5, 0, 1, 2)],
+    "apart": [(0, 1, 3, 4), (1, 2, 4, 5), (2, 3, 5, 0)],
+    "all": [(0, 1, 2, 3, 4, 5)],
+}
+
+
+class Table1(nn.Module):
+    """One convolution a map, of the maps it sees."""
+
+    def __init__(self):
+        super().__init__()
+        for name, rows in TABLE_1.items():
+            self.add_module(name, nn.Conv2d(len(rows[0]), len(rows), 5))
+
+    def forward(self, x):
+        maps = []
+        for name, rows in TABLE_1.items():
+            layer = getattr(self, name)
+            maps += [F.conv2d(x[:, list(row)], layer.weight[i:i + 1], layer.bias[i:i + 1])
+                     for i, row in enumerate(rows)]
+        return torch.cat(maps, 1)
+
+
+class Subsample(nn.Module):
+    """The sum of four neighbours, times a coefficient, plus a bias."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.zeros(channels)) for _ in range(2))
+
+    def forward(self, x):
+        four = x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]
+        return four * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+class Rbf(nn.Module):
+    """Minus the squared distance to ten fixed pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(12, 10, 7))
+
+    def forward(self, x):
+        pictures = torch.stack([self.centre[:, digit].flatten() for digit in range(10)])
+        return -((x[:, None] - pictures) ** 2).sum(2)
+
+
+class Squash(nn.Module):
+    """The scaled hyperbolic tangent."""
+
+    def forward(self, x):
+        return 1.7159 * torch.tanh(x * 2 / 3)
+
+
+def lenet5_1998():
+    return named(
+        c1=nn.Conv2d(1, 6, 5), a1=Squash(), s2=Subsample(6), a2=Squash(),
+        c3=Table1(), a3=Squash(), s4=Subsample(16), a4=Squash(),
+        c5=nn.Conv2d(16, 120, 5), a5=Squash(), flat=nn.Flatten(),
+        f6=nn.Linear(120, 84), a6=Squash(), head=Rbf())
+
+
+# --- AlexNet and VGG ----------------------------------------------------------------------------
+
+
+def classifier(inputs, hidden, classes, p):
+    return named(
+        d6=nn.Dropout(p), fc6=nn.Linear(inputs, hidden), r6=nn.ReLU(),
+        d7=nn.Dropout(p), fc7=nn.Linear(hidden, hidden), r7=nn.ReLU(),
+        head=nn.Linear(hidden, classes))
+
+
+def alexnet(classes=1000, hidden=4096, p=0.5):
+    return named(
+        c1=nn.Conv2d(3, 64, 11, 4, 2), r1=nn.ReLU(), p1=nn.MaxPool2d(3, 2),
+        c2=nn.Conv2d(64, 192, 5, 1, 2), r2=nn.ReLU(), p2=nn.MaxPool2d(3, 2),
+        c3=nn.Conv2d(192, 384, 3, 1, 1), r3=nn.ReLU(), c4=nn.Conv2d(384, 256, 3, 1, 1),
+        r4=nn.ReLU(), c5=nn.Conv2d(256, 256, 3, 1, 1), r5=nn.ReLU(), p5=nn.MaxPool2d(3, 2),
+        flat=nn.Flatten(), classifier=classifier(256 * 36, hidden, classes, p))
+
+
+class ResponseNorm(nn.Module):
+    """x / (2 + 1e-4 * sum of the squares of five channels) ** 0.75, as published in 2012.
+
+    PyTorch's own takes the mean of the squares, so its alpha is five times as large.
+    """
+
+    def forward(self, x):
+        return F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2)
+
+
+def alexnet2012(classes=1000, hidden=4096, p=0.5):
+    return named(
+        c1=nn.Conv2d(3, 96, 11, 4), r1=nn.ReLU(), n1=ResponseNorm(), p1=nn.MaxPool2d(3, 2),
+        c2=nn.Conv2d(96, 256, 5, 1, 2, groups=2), r2=nn.ReLU(), n2=ResponseNorm(),
+        p2=nn.MaxPool2d(3, 2), c3=nn.Conv2d(256, 384, 3, 1, 1), r3=nn.ReLU(),
+        c4=nn.Conv2d(384, 384, 3, 1, 1, groups=2), r4=nn.ReLU(),
+        c5=nn.Conv2d(384, 256, 3, 1, 1, groups=2), r5=nn.ReLU(), p5=nn.MaxPool2d(3, 2),
+        flat=nn.Flatten(), classifier=classifier(256 * 36, hidden, classes, p))
+
+
+def vgg(depths=(2, 2, 3, 3, 3), norm=False, classes=1000, size=224, width=64, hidden=4096, p=0.5):
+    stages, channels = [], 3
+    for depth, factor in zip(depths, (1, 2, 4, 8, 8), strict=True):
+        convs = []
+        for _ in range(depth):
+            convs.append(named(conv=nn.Conv2d(channels, factor * width, 3, 1, 1),
+                               bn=nn.BatchNorm2d(factor * width) if norm else None, r=nn.ReLU()))
+            channels = factor * width
+        stages.append(named(convs=nn.Sequential(*convs), pool=nn.MaxPool2d(2)))
+    inputs = channels * (size // 32) ** 2
+    return named(stages=nn.Sequential(*stages), flat=nn.Flatten(),
+                 classifier=classifier(inputs, hidden, classes, p))
+
+
+# --- residual networks --------------------------------------------------------------------------
+
+
+def conv_bn(channels, out, kernel=3, stride=1, groups=1):
+    return named(
+        conv=nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        bn=nn.BatchNorm2d(out))
+
+
+class Residual(nn.Module):
+    """relu(layers + shortcut), with ReLU between the layers c1, c2 ..."""
+
+    def __init__(self, *layers, shortcut=None):
+        super().__init__()
+        self.count, self.proj = len(layers), shortcut
+        for i, layer in enumerate(layers):
+            self.add_module(f"c{i + 1}", layer)
+
+    def forward(self, x):
+        y = self.c1(x)
+        for i in range(1, self.count):
+            y = getattr(self, f"c{i + 1}")(y.relu())
+        return (y + (x if self.proj is None else self.proj(x))).relu()
+
+
+def basic(channels, width, stride, v1):
+    changes = stride != 1 or channels != width
+    return Residual(conv_bn(channels, width, 3, stride), conv_bn(width, width),
+                    shortcut=conv_bn(channels, width, 1, stride) if changes else None), width
+
+
+def bottleneck(channels, width, stride, v1):
+    out = 4 * width
+    first, second = (stride, 1) if v1 else (1, stride)
+    changes = stride != 1 or channels != out
+    return Residual(conv_bn(channels, width, 1, first), conv_bn(width, width, 3, second),
+                    conv_bn(width, out, 1),
+                    shortcut=conv_bn(channels, out, 1, stride) if changes else None), out
+
+
+class EverySecond(nn.Module):
+    """Option A: every second pixel, new channels of zeros."""
+
+    def forward(self, x):
+        new = x.shape[1] // 2
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, new, new))
+
+
+def small(channels, width, stride, v1):
+    # The widths double wherever the size halves.
+    return Residual(conv_bn(channels, width, 3, stride), conv_bn(width, width),
+                    shortcut=EverySecond() if stride == 2 else None), width
+
+
+def residual_stages(body, channels, plan, v1=False):
+    """Stages of a first block, which may stride, and the rest."""
+    stages = []
+    for width, depth, stride in plan:
+        first, channels = body(channels, width, stride, v1)
+        rest = [body(channels, width, 1, v1)[0] for _ in range(depth - 1)]
+        stages.append(named(first=first, rest=nn.Sequential(*rest)))
+    return nn.Sequential(*stages), channels
+
+
+def resnet(body=bottleneck, depths=(3, 4, 6, 3), v1=False, classes=1000):
+    plan = [(64 * 2**i, depth, 2 if i else 1) for i, depth in enumerate(depths)]
+    stages, out = residual_stages(body, 64, plan, v1)
+    return named(stem=conv_bn(3, 64, 7, 2), r=nn.ReLU(), p=nn.MaxPool2d(3, 2, 1), stages=stages,
+                 pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(out, classes))
+
+
+def small_resnet(n=3, channels=3, classes=10):
+    plan = [(16, n, 1), (32, n, 2), (64, n, 2)]
+    stages, out = residual_stages(small, 16, plan)
+    return named(stem=conv_bn(channels, 16), r=nn.ReLU(), stages=stages,
+                 pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(out, classes))
+
+
+# --- MobileNet ----------------------------------------------------------------------------------
+
+BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1),
+          (512, 1), (512, 1), (1024, 2), (1024, 1))
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+          (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def mobilenet(width=1.0, classes=1000):
+    channels, blocks = int(32 * width), []
+    for out, stride in BLOCKS:
+        blocks.append(named(
+            depthwise=conv_bn(channels, channels, 3, stride, channels), r1=nn.ReLU(),
+            pointwise=conv_bn(channels, int(out * width), 1), r2=nn.ReLU()))
+        channels = int(out * width)
+    return named(stem=conv_bn(3, int(32 * width), 3, 2), r=nn.ReLU(), blocks=nn.Sequential(*blocks),
+                 pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(channels, classes))
+
+
+def rounded(channels):
+    """The nearest multiple of 8 that takes no more than a tenth away."""
+    near = max(8, int(channels + 4) // 8 * 8)
+    return near if near >= 0.9 * channels else near + 8
+
+
+class Inverted(nn.Module):
+    """Expand, depthwise, project; the input is added where the shape stays."""
+
+    def __init__(self, channels, out, stride, expand):
+        super().__init__()
+        wide = channels * expand
+        layers = {"expand": conv_bn(channels, wide, 1) if expand > 1 else None,
+                  "r1": nn.ReLU6() if expand > 1 else None,
+                  "depthwise": conv_bn(wide, wide, 3, stride, wide), "r2": nn.ReLU6(),
+                  "project": conv_bn(wide, out, 1)}
+        for name, layer in layers.items():
+            if layer is not None:
+                self.add_module(name, layer)
+        self.joins = stride == 1 and channels == out
+
+    def forward(self, x):
+        y = x
+        for layer in self.children():
+            y = layer(y)
+        return x + y if self.joins else y
+
+
+def mobilenet_v2(width=1.0, classes=1000, p=0.2):
+    channels, stages = rounded(32 * width), []
+    stem, last = named(conv=conv_bn(3, channels, 3, 2)), int(1280 * max(1, width))
+    for expand, out, depth, stride in STAGES:
+        first = Inverted(channels, channels := rounded(out * width), stride, expand)
+        rest = [Inverted(channels, channels, 1, expand) for _ in range(depth - 1)]
+        stages.append(named(first=first, rest=nn.Sequential(*rest)))
+    return named(stem=stem, r=nn.ReLU6(), stages=nn.Sequential(*stages),
+                 last=conv_bn(channels, last, 1), r2=nn.ReLU6(), pool=nn.AdaptiveAvgPool2d(1),
+                 flat=nn.Flatten(), d=nn.Dropout(p), head=nn.Linear(last, classes))
+
+
+# --- U-Net --------------------------------------------------------------------------------------
+
+
+def double(channels, width, padding, norm):
+    return named(
+        c1=nn.Conv2d(channels, width, 3, 1, padding, bias=not norm),
+        bn1=nn.BatchNorm2d(width) if norm else None, r1=nn.ReLU(),
+        c2=nn.Conv2d(width, width, 3, 1, padding, bias=not norm),
+        bn2=nn.BatchNorm2d(width) if norm else None, r2=nn.ReLU())
+
+
+class Up(nn.Module):
+    """Twice the size, beside the middle of what the way down had."""
+
+    def __init__(self, width, padding, norm):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2 * width, width, 2, 2)
+        # Every module has a method of this name, which hides a layer of it.
+        self._modules["double"] = double(2 * width, width, padding, norm)
+
+    def forward(self, x, skip):
+        x = self.up(x)
+        top, left = ((skip.shape[axis] - x.shape[axis]) // 2 for axis in (2, 3))
+        middle = skip[:, :, top:top + x.shape[2], left:left + x.shape[3]]
+        return self._modules["double"](torch.cat([middle, x], 1))
+
+
+class UNet(nn.Module):
+    def __init__(self, width=64, channels=1, classes=2, size=572, padding=0, norm=False):
+        super().__init__()
+        widths = [width * 2**i for i in range(5)]
+        names = ["down1", "down2", "down3", "down4", "bottom"]
+        for name, inputs, out in zip(names, [channels, *widths], widths, strict=False):
+            self.add_module(name, double(inputs, out, padding, norm))
+        for i in range(4):
+            self.add_module(f"up{i + 1}", Up(widths[i], padding, norm))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x):
+        skips = []
+        for i in range(1, 5):
+            skips.append(getattr(self, f"down{i}")(x))
+            x = F.max_pool2d(skips[-1], 2)
+        x = self.bottom(x)
+        for i in range(4, 0, -1):
+            x = getattr(self, f"up{i}")(x, skips[i - 1])
+        return self.head(x)
+
+
+# --- all of them --------------------------------------------------------------------------------
+
+_VGG = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
+_RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+
+TWINS = {
+    "lenet5.LeNet5": lenet5,
+    "lenet5_1998.LeNet5of1998": lenet5_1998,
+    "alexnet.AlexNet": alexnet,
+    "alexnet.AlexNet2012": alexnet2012,
+    "vgg.VGG": vgg,
+    **{f"vgg.VGG{n}": partial(vgg, depths=depths) for n, depths in _VGG.items()},
+    **{f"vgg.VGG{n}BN": partial(vgg, depths=depths, norm=True) for n, depths in _VGG.items()},
+    "resnet.ResNet": resnet,
+    "resnet.ResNet18": partial(resnet, body=basic, depths=(2, 2, 2, 2)),
+    "resnet.ResNet34": partial(resnet, body=basic, depths=(3, 4, 6, 3)),
+    **{f"resnet.ResNet{n}": partial(resnet, depths=depths) for n, depths in _RESNET.items()},
+    **{f"resnet.ResNet{n}v1": partial(resnet, depths=depths, v1=True)
+       for n, depths in _RESNET.items()},
+    "cifar_resnet.SmallResNet": small_resnet,
+    "cifar_resnet.ResNet20": partial(small_resnet, n=3),
+    "cifar_resnet.ResNet56": partial(small_resnet, n=9),
+    "cifar_resnet.ResNet110": partial(small_resnet, n=18),
+    "unet.UNet": UNet,
+    "unet.UNetBN": partial(UNet, norm=True),
+    "unet.UNetSame": partial(UNet, size=256, padding=1, norm=True),
+    "mobilenet.MobileNet": mobilenet,
+    "mobilenet.MobileNetV2": mobilenet_v2,
+}
