@@ -372,7 +372,7 @@ def test_weights_of_a_recipe_are_loaded_by_pattern(trained, place):
 @pytest.mark.parametrize("columns", [50, 60, 80, 100])
 def test_no_number_is_cut_in_a_narrow_terminal(columns, monkeypatch):
     # Half a number is a wrong number; half a path names another layer.
-    monkeypatch.setattr(views, "_console", lambda: Console(width=columns, highlight=False))
+    monkeypatch.setattr(views, "terminal", lambda: Console(width=columns, highlight=False))
     code, text = run("shapes", "resnet#ResNet18", "--input", "image=1x3x224x224")
     assert code == 0
     assert "…" not in text

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lamina.compiler.errors import Span
 from lamina.compiler.inspect.receptive_field import KNOWN, Field, receptive_fields
-from lamina.compiler.ir.graph import Graph, Node
+from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.rewrite import rewrite
-from lamina.compiler.ir.types import Dim, TensorType, divide_exactly, product
+from lamina.compiler.ir.types import (
+    FLOATS,
+    NUMPY_TYPES,
+    Dim,
+    TensorType,
+    divide_exactly,
+    product,
+)
 from lamina.compiler.transform.autodiff import expand
 
 
@@ -16,14 +24,18 @@ from lamina.compiler.transform.autodiff import expand
 class LayerRow:
     """One layer of the layer table. `macs` are per example; 1 MAC is 2 FLOPs.
 
-    A parameter that several layers share counts at the first of them.
+    A parameter that several layers share counts at the first of them. `backward` are the
+    multiply-accumulates of its gradients, `bytes` what its result occupies for the whole batch.
     """
 
     path: str
     op: str
+    inputs: tuple[TensorType, ...]
     out: TensorType
     parameters: int
     macs: Dim
+    backward: Dim
+    bytes: Dim
     field: Field | None
     line: int
     span: Span | None
@@ -38,6 +50,9 @@ class Summary:
     parameters: int
     buffers: int
     macs: Dim
+    backward: Dim
+    bytes: Dim
+    batch: Dim
     unused: tuple[str, ...] = ()
 
 
@@ -45,31 +60,78 @@ def summarize(graph: Graph) -> Summary:
     """The layer table of a built model: its leaf layers in order, and exact totals."""
     whole = expanded(graph)
     fields = receptive_fields(whole)
-    macs = _macs_by_path(whole)
+    batch = batch_size(graph)
+    forward, backward = macs_by_path(whole), backward_macs(whole)
+    macs, back = PerLayer(forward, batch), PerLayer(backward, batch)
     keys = {key: graph.node(value) for key, value in graph.params.items()}
     taken: set[str] = set()
-    counted: set[str] = set()
     rows = []
     results = {scope.path: scope.result for scope in whole.scopes}
-    seen: set[str] = set()
-    for scope in graph.scopes:
-        if not scope.leaf or scope.path in seen:
-            continue
-        seen.add(scope.path)
+    for scope in layers_of(graph):
         own = [key for key in keys if _inside(key, scope.path) and key not in taken]
         taken.update(own)
-        inside = [path for path in macs if _inside(path, scope.path) and path not in counted]
-        counted.update(inside)
         rows.append(LayerRow(
-            scope.path, scope.callee, graph.type(scope.result),
-            sum(_size(keys[key]) for key in own if _trains(keys[key])),
-            sum((macs[path] for path in inside), start=0), fields.get(results[scope.path]),
-            scope.span.line if scope.span else 0, scope.span))
+            scope.path, scope.callee, _inputs(graph, scope), graph.type(scope.result),
+            sum(_size(keys[key]) for key in own if _trains(keys[key])), macs.take(scope.path),
+            back.take(scope.path), type_bytes(graph.type(scope.result)),
+            fields.get(results[scope.path]), scope.span.line if scope.span else 0, scope.span))
     trained = [node for node in keys.values() if _trains(node)]
     unused = tuple(key for key, node in keys.items() if _trains(node) and not graph.users(node))
     return Summary(graph.name, tuple(rows), sum(map(_size, trained)),
                    sum(_size(node) for node in keys.values() if not _trains(node)),
-                   sum(macs.values(), start=0), unused)
+                   per_example(_total(forward.values()), batch),
+                   per_example(_total(backward.values()), batch),
+                   _total(row.bytes for row in rows), batch, unused)
+
+
+def layers_of(graph: Graph) -> list[Scope]:
+    """The leaf layers in order, each path once."""
+    first = {scope.path: scope for scope in reversed(graph.scopes) if scope.leaf}
+    return [scope for scope in graph.scopes if scope.leaf and first[scope.path] is scope]
+
+
+class PerLayer:
+    """Counts by path, each taken by the first layer that it lies in."""
+
+    def __init__(self, counts: dict[str, Dim], batch: Dim):
+        self.left, self.batch = dict(counts), batch
+
+    def take(self, layer: str) -> Dim:
+        """What is inside `layer` and not taken before, per example."""
+        inside = [path for path in self.left if _inside(path, layer)]
+        return per_example(_total(self.left.pop(path) for path in inside), self.batch)
+
+
+def per_example(total: Dim, batch: Dim) -> Dim:
+    """A count divided by the batch, where it is a multiple of it."""
+    each = divide_exactly(total, batch)
+    return total if each is None else each
+
+
+def _total(counts: Iterable[Dim]) -> Dim:
+    return sum(counts, start=0)
+
+
+def type_bytes(type: TensorType) -> Dim:
+    """How many bytes a tensor occupies."""
+    return product(type.shape) * NUMPY_TYPES[type.dtype]().itemsize
+
+
+def _inputs(graph: Graph, scope: Scope) -> tuple[TensorType, ...]:
+    """What a layer reads from outside: neither its parameters nor constants."""
+    outside: dict[Value, None] = {}
+    todo, seen = [scope.result], set()
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = graph.node(value)
+        if node.inputs and _inside(node.path, scope.path):
+            todo += reversed(node.inputs)
+        elif node.op.name not in ("param", "const"):
+            outside[value] = None
+    return tuple(graph.type(value) for value in outside)
 
 
 def expanded(graph: Graph) -> Graph:
@@ -97,16 +159,39 @@ def _size(node: Node) -> int:
     return count
 
 
-def _macs_by_path(graph: Graph) -> dict[str, Dim]:
-    """Multiply-accumulates per example by instance path."""
-    batch = batch_size(graph)
+def macs_by_path(graph: Graph) -> dict[str, Dim]:
+    """Multiply-accumulates of the whole batch by instance path, of an expanded graph."""
     found: dict[str, Dim] = {}
     for node in graph.nodes:
-        if node.op.macs is None:
+        if node.op.macs is not None:
+            found[node.path] = found.get(node.path, 0) + _macs(graph, node)
+    return found
+
+
+def _macs(graph: Graph, node: Node) -> Dim:
+    assert node.op.macs is not None
+    return node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
+
+
+def backward_macs(graph: Graph) -> dict[str, Dim]:
+    """Multiply-accumulates of the gradients by all trained parameters, by instance path.
+
+    A product of two operands takes part in the gradient of each: the gradient by an operand costs
+    what the forward pass costs. It is needed where a trained parameter leads to the operand, so a
+    layer costs twice its forward pass (by data and by weights), the first one once.
+    """
+    found: dict[str, Dim] = {}
+    needed: set[int] = set()
+    for node in graph.nodes:
+        if node.op.name == "param" and _trains(node):
+            needed.add(node.id)
+        operands = [value.node in needed for value in node.inputs]
+        if not any(operands) or node.type.dtype not in FLOATS:
             continue
-        total = node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
-        each = divide_exactly(total, batch)
-        found[node.path] = found.get(node.path, 0) + (total if each is None else each)
+        needed.add(node.id)
+        if node.op.macs is not None:
+            cost = _macs(graph, node) * sum(operands)
+            found[node.path] = found.get(node.path, 0) + cost
     return found
 
 
