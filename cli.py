@@ -169,26 +169,15 @@ def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[st
        as_json: bool) -> None:
     """Receptive fields of all layers, over all paths and path by path."""
     from lamina.commands import fields, views
-    from lamina.compiler.inspect.paths import report
 
     net = _net(file, overrides, tuple(text for text in inputs if "=" in text))
     names = _measured(net.graph, [text.partition("=")[0] for text in inputs])
     if path is not None:
         _require_path(net.graph, path)
-        routes = [found for name in names if (found := fields.routes_to(net.graph, path, name))]
-        if not routes:
-            _fail(f"`{path}` depends on none of: {', '.join(names)}", "", ())
-        if as_json:
-            console.print_json([fields.routes_json(found) for found in routes])
-        for found in () if as_json else routes:
-            fields.print_routes(views.terminal(), net.graph.name, found)
-        return
-    reports = [report(net.graph, name) for name in names]
     if as_json:
-        console.print_json({"model": net.graph.name,
-                            "inputs": [fields.report_json(found) for found in reports]})
-    for found in () if as_json else reports:
-        fields.print_report(views.terminal(), net.graph.name, found)
+        console.print_json(fields.as_json(net.graph, names, path))
+    else:
+        fields.show(views.terminal(), net.graph, names, path)
 
 
 @main.command()

@@ -42,9 +42,9 @@ def _units(summary: Summary, names: Sequence[str]) -> list[str]:
     if "backward" in names:
         lines.append("backward: MACs of the gradients by data and by weights")
     if "bytes" in names:
-        lines.append("bytes of each layer's result, " + (
-            f"for a batch of {summary.batch}" if isinstance(summary.batch, int)
-            else "per example"))
+        batch = f"for a batch of {summary.batch}" if isinstance(summary.batch, int) \
+            else "per example"
+        lines.append(f"bytes of each layer's result, {batch}; memory that layers share counts once")
     return lines
 
 
@@ -65,8 +65,9 @@ def _percent(part: Dim, whole: Dim) -> str:
 
 def share_of(part: Dim, whole: Dim) -> float | None:
     """A part of the total from 0 to 1; None where open sizes decide."""
-    known = isinstance(part, int) and isinstance(whole, int)
-    return part / whole if known and whole else None
+    if not isinstance(part, int) or not isinstance(whole, int) or not whole:
+        return None
+    return part / whole
 
 
 def _shapes(types: Sequence[TensorType]) -> str:
@@ -175,9 +176,8 @@ def print_formulas(console: Console, found: Formulas) -> None:
     total = formulas_json(found)
     for name in ("parameters", "macs", "backward_macs", "bytes"):
         console.print(f"{name} = {total[name]}", highlight=False, markup=False)
-    sizes = f" in {', '.join(found.sizes)}" if found.sizes else ""
-    console.print(f"for the whole batch{sizes}; bytes of every layer's result; layers without "
-                  "parameters and MACs are in the totals", highlight=False, markup=False)
+    console.print("counts of the whole batch, 1 MAC = 2 FLOPs; bytes of every layer's result, also "
+                  "of the layers not listed", highlight=False, markup=False)
 
 
 def _layer_formula(row: FormulaRow, key: str, found: Formulas) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -12,15 +13,16 @@ from rich.console import Console
 from lamina.commands.tables import Column, print_table
 from lamina.compiler.inspect.axes import Axis
 from lamina.compiler.inspect.paths import (
+    AXES,
     Ending,
     Fields,
     InputReport,
     Misaligned,
     Route,
     joined,
+    report,
     trace,
 )
-from lamina.compiler.inspect.paths import NAMES as AXES
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import TensorType, shape_text
 
@@ -29,6 +31,8 @@ MEASURES = ("size", "stride", "start", "padding")
 EXPLAINED = ("size, stride and padding in positions of the input; start: the centre of the first "
              "unit's field, from 0, the centre of the first position; padding: how far that field "
              "begins before the input; paths: ways from the input to the layer")
+UPSAMPLED = ("after upsampling, neighbouring units differ by their phase: size is the largest "
+             "field, start the centre that units have on average")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,31 @@ class LayerRoutes:
     input: str
     axes: tuple[str, ...]
     routes: tuple[Route, ...]
+
+
+def show(console: Console, graph: Graph, names: Sequence[str], path: str | None) -> None:
+    """Print the fields over these inputs; of one layer path by path where `path` is given."""
+    for index, name in enumerate(names):
+        if index:
+            console.print()
+        if path is None:
+            print_report(console, graph.name, report(graph, name))
+            continue
+        found = routes_to(graph, path, name)
+        if found is None:
+            console.print(f"`{path}` does not depend on `{name}`", highlight=False, markup=False)
+        else:
+            print_routes(console, graph.name, found)
+
+
+def as_json(graph: Graph, names: Sequence[str], path: str | None) -> dict[str, Any]:
+    """What `show` prints, as plain data."""
+    if path is None:
+        return {"model": graph.name,
+                "inputs": [report_json(report(graph, name)) for name in names]}
+    found = [routes_to(graph, path, name) for name in names]
+    return {"model": graph.name, "layer": path,
+            "inputs": [routes_json(one) for one in found if one is not None]}
 
 
 def routes_to(graph: Graph, path: str, name: str) -> LayerRoutes | None:
@@ -57,50 +86,59 @@ def routes_to(graph: Graph, path: str, name: str) -> LayerRoutes | None:
 # --- text ---------------------------------------------------------------------------------------
 
 
-def print_report(console: Console, model: str, report: InputReport) -> None:
+def print_report(console: Console, model: str, found: InputReport) -> None:
     """A row per layer, the outputs, and where branches do not fit."""
-    layers = report.layers
+    layers = found.layers
     columns = [Column("layer", tuple(row.path for row in layers), folds=True),
                Column("output", tuple(shape_text(row.out.shape) for row in layers), folds=True),
                *_measures([row.fields for row in layers]),
                Column("paths", tuple(_many(row.paths) for row in layers), True),
                Column("line", tuple(str(row.line or "") for row in layers), True)]
-    print_table(console, f"{model} over {report.input} ({' x '.join(report.axes)})", columns)
+    print_table(console, f"{model} over {found.input} ({' x '.join(found.axes)})", columns)
     console.print()
-    _print_endings(console, report)
-    _print_misaligned(console, report.misaligned)
-    console.print(EXPLAINED, highlight=False, markup=False)
+    _print_endings(console, found)
+    _print_misaligned(console, found)
+    _explain(console, [row.fields for row in found.layers])
 
 
-def _print_endings(console: Console, report: InputReport) -> None:
+def _print_endings(console: Console, found: InputReport) -> None:
     rows: list[tuple[str, str, Fields]] = []
-    for ending in report.outputs:
-        rows += _ending_rows(f"{report.input} -> {ending.name}", ending)
-    if report.local is not None:
-        rows += _ending_rows(f"{report.input} -> {report.local.name}", report.local)
+    for ending in found.outputs:
+        rows += _ending_rows(f"{found.input} -> {ending.name}", ending)
+    local = found.local
+    if local is not None:
+        rows += _ending_rows(f"{found.input} -> {local.name}", local)
     columns = [Column("from -> to", tuple(name for name, _, _ in rows), folds=True),
-               Column("paths", tuple(paths for _, paths, _ in rows), folds=True),
+               Column("over", tuple(over for _, over, _ in rows), folds=True),
                *_measures([fields for _, _, fields in rows])]
     print_table(console, "", columns)
+    if local is not None:
+        console.print(f"`{local.name}` is the last layer whose units do not see all of "
+                      f"`{found.input}`", highlight=False, markup=False)
 
 
 def _ending_rows(name: str, ending: Ending) -> list[tuple[str, str, Fields]]:
+    over = "1 path" if ending.paths == 1 else f"all {_many(ending.paths)} paths"
     if ending.distinct == 1:
-        return [(name, _all_paths(ending.paths), ending.fields)]
-    kinds = f"{_all_paths(ending.paths)}, {ending.distinct} fields"
-    return [(name, kinds, ending.fields), ("", "smallest", ending.smallest),
+        return [(name, over, ending.fields)]
+    return [(name, over, ending.fields),
+            ("", f"smallest of {ending.distinct} fields", ending.smallest),
             ("", "largest", ending.largest)]
 
 
-def _all_paths(count: int) -> str:
-    return "one" if count == 1 else f"all {_many(count)}"
-
-
-def _print_misaligned(console: Console, found: Sequence[Misaligned]) -> None:
-    for text in misaligned_texts(found):
+def _print_misaligned(console: Console, found: InputReport) -> None:
+    for text in misaligned_texts(found.misaligned):
         console.print(f"misaligned: {text}", highlight=False, markup=False)
-    if not found:
+    if not found.misaligned and any(row.paths > 1 for row in found.layers):
         console.print("branches that meet are aligned", highlight=False, markup=False)
+
+
+def _explain(console: Console, rows: Sequence[Fields]) -> None:
+    """What the columns mean; with upsampling, that units differ."""
+    console.print(EXPLAINED, highlight=False, markup=False)
+    strides = [axis.stride for fields in rows for axis in fields if axis is not None]
+    if any(later < earlier for earlier, later in pairwise(strides)):
+        console.print(UPSAMPLED, highlight=False, markup=False)
 
 
 def misaligned_texts(found: Sequence[Misaligned]) -> list[str]:
@@ -127,10 +165,10 @@ def print_routes(console: Console, model: str, found: LayerRoutes) -> None:
     title = f"{model}: {found.path} {shape_text(found.out.shape)} over {found.input} " \
             f"({' x '.join(found.axes)})"
     total = sum(route.count for route in found.routes)
-    names = (*(f"route {index + 1}" for index, _ in shown), "over all")
+    names = (*(str(index + 1) for index, _ in shown), "all")
     counts = (*(_many(route.count) + "+" * route.merged for _, route in shown), _many(total))
     print_table(console, title, [
-        Column("paths that see", names), Column("paths", counts, True),
+        Column("route", names), Column("paths", counts, True),
         *_measures([*(route.fields for _, route in shown), joined(found.routes)])])
     hidden = len(found.routes) - len(shown)
     if hidden:
@@ -139,7 +177,7 @@ def print_routes(console: Console, model: str, found: LayerRoutes) -> None:
     for index, route in shown if not hidden else (shown[0], shown[-1]):
         console.print()
         _print_steps(console, index, route)
-    console.print(EXPLAINED, highlight=False, markup=False)
+    _explain(console, [step.fields for step in shown[-1][1].steps])
 
 
 def _chosen(routes: Sequence[Route]) -> list[tuple[int, Route]]:
@@ -194,17 +232,17 @@ def _many(count: int) -> str:
 # --- JSON ---------------------------------------------------------------------------------------
 
 
-def report_json(report: InputReport) -> dict[str, Any]:
+def report_json(found: InputReport) -> dict[str, Any]:
     """The fields over one input as plain data; null where a unit sees everything."""
-    return {"input": report.input, "axes": list(report.axes),
+    return {"input": found.input, "axes": list(found.axes),
             "layers": [{"path": row.path, "op": row.op, "line": row.line,
-                        "fields": _fields_json(row.fields, report.axes), "paths": row.paths}
-                       for row in report.layers],
-            "outputs": [_ending_json(ending, report.axes) for ending in report.outputs],
-            "local": None if report.local is None else _ending_json(report.local, report.axes),
+                        "fields": _fields_json(row.fields, found.axes), "paths": row.paths}
+                       for row in found.layers],
+            "outputs": [_ending_json(ending, found.axes) for ending in found.outputs],
+            "local": None if found.local is None else _ending_json(found.local, found.axes),
             "misaligned": [{"path": one.path, "op": one.op, "axis": one.axis, "file": one.file,
                             "line": one.line, "strides": list(one.strides),
-                            "offset": one.offset} for one in report.misaligned]}
+                            "offset": one.offset} for one in found.misaligned]}
 
 
 def _ending_json(ending: Ending, axes: Sequence[str]) -> dict[str, Any]:
@@ -216,7 +254,7 @@ def _ending_json(ending: Ending, axes: Sequence[str]) -> dict[str, Any]:
 
 def routes_json(found: LayerRoutes) -> dict[str, Any]:
     """The routes to a layer as plain data."""
-    return {"layer": found.path, "input": found.input, "axes": list(found.axes),
+    return {"input": found.input, "axes": list(found.axes),
             "fields": _fields_json(joined(found.routes), found.axes),
             "routes": [_route_json(route, found.axes) for route in found.routes]}
 

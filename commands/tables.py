@@ -36,29 +36,27 @@ class Column:
 def print_table(console: Console, title: str, columns: Sequence[Column]) -> None:
     """A table; where the terminal is too narrow, several below each other.
 
-    Each begins with the first column. Columns that may fold do so before a table is split.
+    Each begins with the first column. Columns fold where not even two fit beside each other.
     """
-    parts = split(columns, console.width)
-    for index, part in enumerate(parts):
+    for index, part in enumerate(split(columns, console.width)):
         if index:
             console.print()
-        fold = sum(column.width + GAP for column in part) - GAP > console.width
-        console.print(_table(title if index == 0 else "", part, fold))
+        console.print(_table(title if index == 0 else "", part, _width(part) > console.width))
 
 
 def split(columns: Sequence[Column], width: int) -> list[list[Column]]:
     """The columns in groups that fit into `width`, each with the first column in front."""
-    first, rest = columns[0], list(columns[1:])
-    if sum(column.least + GAP for column in columns) - GAP <= width:
-        return [[first, *rest]]
-    parts: list[list[Column]] = []
-    while rest:
-        part, used = [first], first.least
-        while rest and (len(part) == 1 or used + GAP + rest[0].least <= width):
-            used += GAP + rest[0].least
-            part.append(rest.pop(0))
-        parts.append(part)
+    first, rest = columns[0], columns[1:]
+    parts = [[first]]
+    for column in rest:
+        if len(parts[-1]) > 1 and _width([*parts[-1], column]) > width:
+            parts.append([first])
+        parts[-1].append(column)
     return parts
+
+
+def _width(columns: Sequence[Column]) -> int:
+    return sum(column.width + GAP for column in columns) - GAP
 
 
 def _table(title: str, columns: Sequence[Column], fold: bool) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lamina.compiler.errors import Span
@@ -19,13 +19,16 @@ from lamina.compiler.ir.types import (
 )
 from lamina.compiler.transform.autodiff import expand
 
+SHARING = ("reshape", "flatten", "squeeze", "expand_dims")  # another shape of the same memory
+
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
     """One layer of the layer table. `macs` are per example; 1 MAC is 2 FLOPs.
 
     A parameter that several layers share counts at the first of them. `backward` are the
-    multiply-accumulates of its gradients, `bytes` what its result occupies for the whole batch.
+    multiply-accumulates of its gradients, `bytes` what its result occupies for the whole batch:
+    nothing where it is the memory of an earlier result.
     """
 
     path: str
@@ -65,16 +68,21 @@ def summarize(graph: Graph) -> Summary:
     macs, back = PerLayer(forward, batch), PerLayer(backward, batch)
     keys = {key: graph.node(value) for key, value in graph.params.items()}
     taken: set[str] = set()
+    before: set[Value] = set()
+    held = set(graph.inputs.values())
     rows = []
     results = {scope.path: scope.result for scope in whole.scopes}
     for scope in layers_of(graph):
         own = [key for key in keys if _inside(key, scope.path) and key not in taken]
         taken.update(own)
+        storage = _storage(graph, scope.result)
         rows.append(LayerRow(
-            scope.path, scope.callee, _inputs(graph, scope), graph.type(scope.result),
+            scope.path, scope.callee, _inputs(graph, scope, before), graph.type(scope.result),
             sum(_size(keys[key]) for key in own if _trains(keys[key])), macs.take(scope.path),
-            back.take(scope.path), type_bytes(graph.type(scope.result)),
+            back.take(scope.path), 0 if storage in held else type_bytes(graph.type(storage)),
             fields.get(results[scope.path]), scope.span.line if scope.span else 0, scope.span))
+        before.add(scope.result)
+        held.add(storage)
     trained = [node for node in keys.values() if _trains(node)]
     unused = tuple(key for key, node in keys.items() if _trains(node) and not graph.users(node))
     return Summary(graph.name, tuple(rows), sum(map(_size, trained)),
@@ -117,8 +125,13 @@ def type_bytes(type: TensorType) -> Dim:
     return product(type.shape) * NUMPY_TYPES[type.dtype]().itemsize
 
 
-def _inputs(graph: Graph, scope: Scope) -> tuple[TensorType, ...]:
-    """What a layer reads from outside: neither its parameters nor constants."""
+def _inputs(graph: Graph, scope: Scope, before: Collection[Value]) -> tuple[TensorType, ...]:
+    """What a layer reads from outside: neither its parameters nor constants.
+
+    `before` are the results of the layers before it: one of them is a layer that does nothing.
+    """
+    if scope.result in before or not graph.node(scope.result).inputs:
+        return (graph.type(scope.result),)
     outside: dict[Value, None] = {}
     todo, seen = [scope.result], set()
     while todo:
@@ -127,11 +140,18 @@ def _inputs(graph: Graph, scope: Scope) -> tuple[TensorType, ...]:
             continue
         seen.add(value)
         node = graph.node(value)
-        if node.inputs and _inside(node.path, scope.path):
+        if value == scope.result or node.inputs and _inside(node.path, scope.path):
             todo += reversed(node.inputs)
         elif node.op.name not in ("param", "const"):
             outside[value] = None
     return tuple(graph.type(value) for value in outside)
+
+
+def _storage(graph: Graph, value: Value) -> Value:
+    """The value whose memory a value shares: another shape of it is no copy."""
+    while graph.node(value).op.name in SHARING:
+        value = graph.node(value).inputs[0]
+    return value
 
 
 def expanded(graph: Graph) -> Graph:

@@ -18,7 +18,7 @@ from lamina.compiler.ir.types import Dim, TensorType, product
 from lamina.compiler.ops.define import GraphMath
 
 MOST = 2000  # routes of one value that are told apart
-NAMES = {2: ("length",), 3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+AXES = {2: ("length",), 3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
 
 Fields = tuple[Axis | None, ...]  # one for each axis of the input; None: all of it
 
@@ -100,7 +100,7 @@ class Misaligned:
 def axes_of(type: TensorType) -> tuple[int, ...]:
     """The axes of an input along which fields are measured: all but batch and channels."""
     first = 1 if type.rank < 4 else 2
-    return tuple(range(first, type.rank)) if type.rank in NAMES else ()
+    return tuple(range(first, type.rank)) if type.rank in AXES else ()
 
 
 def trace(graph: Graph, source: Value) -> Routes:
@@ -122,33 +122,48 @@ def _traced(graph: Graph, source: Value, axes: Iterable[int]) -> Routes:
 
 def _follow(graph: Graph, start: Routes) -> Routes:
     routes = dict(start)
+    layers = _layer_paths(graph)
     for node in graph.nodes:
         if any(value in routes for value in node.inputs):
-            routes[Value(node.id)] = _arriving(graph, node, routes)
+            routes[Value(node.id)] = _arriving(graph, node, routes, layers)
     return routes
 
 
-def _arriving(graph: Graph, node: Node, routes: Routes) -> tuple[Route, ...]:
+def _layer_paths(graph: Graph) -> dict[int, str]:
+    """The path of the layer that a node is the result of."""
+    return {scope.result.node: scope.path for scope in reversed(graph.scopes) if scope.leaf}
+
+
+def _arriving(graph: Graph, node: Node, routes: Routes, layers: Mapping[int, str]
+              ) -> tuple[Route, ...]:
     """The routes to a node's result, those that see the same as one."""
-    passage = _passage(graph, node)
+    met = [value for value in dict.fromkeys(node.inputs) if value in routes]
+    if len(met) == 1 and _keeps_all(graph, node, met[0]):
+        return routes[met[0]]
+    passage, path = _passage(graph, node), layers.get(node.id, node.path)
     found: dict[Seen, Route] = {}
-    for value in dict.fromkeys(node.inputs):
+    for value in met:
         indices = [i for i, operand in enumerate(node.inputs) if operand == value]
-        for route in routes.get(value, ()):
+        for route in routes[value]:
             passed = {seen for index in indices for seen in passage(index, route.seen)}
             for seen in passed:
-                found[seen] = _added(found.get(seen), node, route, seen)
+                found[seen] = _added(found.get(seen), node, path, route, seen)
     return _limited(sorted(found.values(), key=lambda route: extent(route.fields)))
 
 
-def _added(known: Route | None, node: Node, route: Route, seen: Seen) -> Route:
+def _keeps_all(graph: Graph, node: Node, value: Value) -> bool:
+    return node.op.kind == "elementwise" and node.op.body is None \
+        and graph.type(value).rank == node.type.rank
+
+
+def _added(known: Route | None, node: Node, path: str, route: Route, seen: Seen) -> Route:
     if known is not None:
         return Route(seen, known.count + route.count, known.last, known.merged or route.merged)
     fields = tuple(None if place is None else place.axis for place in seen)
     last = route.last
     if fields != route.fields:
         line = node.span.line if node.span else 0
-        last = Step(node.path, node.op.name, line, fields, route.last)
+        last = Step(path, node.op.name, line, fields, route.last)
     return Route(seen, route.count, last, route.merged)
 
 
@@ -308,6 +323,7 @@ _KINDS = {"elementwise": _aligned, "random": _aligned, "reduce": _reduced}
 def misaligned(graph: Graph, routes: Routes, names: Sequence[str]) -> list[Misaligned]:
     """Where branches meet whose units lie at different places of the input."""
     found = []
+    layers = _layer_paths(graph)
     for node in graph.nodes:
         met = [routes[value] for value in dict.fromkeys(node.inputs) if value in routes]
         if len(met) < 2 or node.op.name not in _MOVES and node.op.kind != "elementwise":
@@ -316,7 +332,8 @@ def misaligned(graph: Graph, routes: Routes, names: Sequence[str]) -> list[Misal
             wrong = _apart([_grids(branch, index) for branch in met])
             if wrong is not None:
                 place = (node.span.source.name, node.span.line) if node.span else ("", 0)
-                found.append(Misaligned(node.path, node.op.name, name, *place, *wrong))
+                path = layers.get(node.id, node.path)
+                found.append(Misaligned(path, node.op.name, name, *place, *wrong))
     return found
 
 
@@ -386,7 +403,7 @@ class InputReport:
 def report(graph: Graph, name: str) -> InputReport:
     """The fields of all layers and outputs over the input `name`, which has axes to measure."""
     source = graph.inputs[name]
-    names = NAMES[graph.type(source).rank]
+    names = AXES[graph.type(source).rank]
     routes = trace(graph, source)
     layers = {scope.path: _layer(graph, scope, routes[scope.result])
               for scope in graph.scopes if scope.leaf and scope.result in routes}

@@ -12,7 +12,6 @@ from lamina.compiler.inspect.cost import (
     expanded,
     macs_by_path,
     summarize,
-    type_bytes,
 )
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import (
@@ -55,7 +54,7 @@ def formulas(graph: Graph) -> Formulas:
     forward, backward = macs_by_path(whole), backward_macs(whole)
     macs, back = PerLayer(forward, 1), PerLayer(backward, 1)
     rows = [FormulaRow(row.path, row.parameters, macs.take(row.path), back.take(row.path),
-                       type_bytes(row.out), row.out.shape)
+                       row.bytes, row.out.shape)
             for row in summary.layers]
     total = FormulaRow("total", summary.parameters, sum(forward.values(), start=0),
                        sum(backward.values(), start=0), summary.bytes)
