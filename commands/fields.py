@@ -31,8 +31,8 @@ MEASURES = ("size", "stride", "start", "padding")
 EXPLAINED = ("size, stride and padding in positions of the input; start: the centre of the first "
              "unit's field, from 0, the centre of the first position; padding: how far that field "
              "begins before the input; paths: ways from the input to the layer")
-UPSAMPLED = ("after upsampling, neighbouring units differ by their phase: size is the largest "
-             "field, start the centre that units have on average")
+UPSAMPLED = ("after upsampling, neighbouring units differ by their phase: size and start are those "
+             "of the recursion, and a single unit may see some positions more or fewer")
 
 
 @dataclass(frozen=True, slots=True)

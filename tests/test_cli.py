@@ -113,11 +113,15 @@ def test_shapes_json_has_the_documented_keys():
     code, text = run("shapes", "lenet5", "--json")
     data = json.loads(text)
     assert code == 0
-    assert set(data) == {"model", "layers", "parameters", "macs"}
+    assert set(data) == {"model", "layers", "parameters", "buffers", "macs", "flops", "bytes",
+                         "backward_macs", "backward_flops", "batch"}
     assert (data["parameters"], data["macs"]) == (61706, 416520)
     first = data["layers"][0]
-    assert first == {"path": "c1", "op": "conv", "out": ["B", 6, 28, 28], "parameters": 156,
-                     "macs": 117600, "line": 6,
+    assert first == {"path": "c1", "op": "conv", "in": [["B", 1, 32, 32]],
+                     "out": ["B", 6, 28, 28], "parameters": 156, "macs": 117600,
+                     "flops": 235200, "backward_macs": 117600, "backward_flops": 235200,
+                     "bytes": "18816 * B", "line": 6,
+                     "share": {"parameters": 156 / 61706, "macs": 117600 / 416520},
                      "receptive_field": {"size": 5, "stride": 1, "start": 2.0}}
 
 
