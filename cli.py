@@ -123,29 +123,61 @@ def _replace(path: Path, text: str) -> None:
 @click.argument("file")
 @OVERRIDE
 @INPUT
+@click.option("--columns", metavar="LIST", help="Columns of the table, as in in,out,macs; or all.")
+@click.option("--formula", is_flag=True, help="Costs as functions of the sizes left open.")
 @click.option("--why", metavar="PATH", help="Show the output-size formula of one layer.")
 @JSON
 @guarded
-def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], why: str | None,
-           as_json: bool) -> None:
-    """The layer table: shapes, parameters, multiply-accumulates, receptive fields."""
-    from lamina.commands import views
-    from lamina.compiler.inspect.formula import explain_sizes
+def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], columns: str | None,
+           formula: bool, why: str | None, as_json: bool) -> None:
+    """The layer table: shapes, parameters, multiply-accumulates, receptive fields.
 
+    Columns: op, in, out, params, macs, flops, backward, bytes, share, field, stride, line.
+    """
+    from lamina.commands import costs, views
+    from lamina.compiler.inspect.formula import explain_sizes
+    from lamina.compiler.inspect.polynomial import formulas
+
+    chosen = None if columns is None else _columns(columns, costs.COLUMNS)
     net = _net(file, overrides, sizes)
     if why is not None:
-        paths = [scope.path for scope in net.graph.scopes]
-        if why not in paths:
-            _fail(f"no layer has the path `{why}`", why, paths)
+        _require_path(net.graph, why)
         lines = explain_sizes(net.graph, why)
         console.print_json({"layer": why, "sizes": lines}) if as_json else \
             click.echo("\n".join(lines))
-        return
-    summary = net.summary()
-    if as_json:
-        console.print_json(views.summary_json(summary))
+    elif formula:
+        found = formulas(net.graph)
+        console.print_json(costs.formulas_json(found)) if as_json else \
+            costs.print_formulas(views.terminal(), found)
+    elif as_json:
+        console.print_json(costs.summary_json(net.summary()))
+    elif chosen is not None:
+        costs.print_columns(views.terminal(), net.summary(), chosen)
     else:
-        views.print_summary(summary)
+        views.print_summary(net.summary())
+
+
+@main.command()
+@click.argument("file")
+@click.option("--at", "path", metavar="PATH", help="Show every path to one layer.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME[=SIZES]",
+              help="Only this input; with sizes, as in image=1x3x224x224, where they are open.")
+@OVERRIDE
+@JSON
+@guarded
+def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[str, ...],
+       as_json: bool) -> None:
+    """Receptive fields of all layers, over all paths and path by path."""
+    from lamina.commands import fields, views
+
+    net = _net(file, overrides, tuple(text for text in inputs if "=" in text))
+    names = _measured(net.graph, [text.partition("=")[0] for text in inputs])
+    if path is not None:
+        _require_path(net.graph, path)
+    if as_json:
+        console.print_json(fields.as_json(net.graph, names, path))
+    else:
+        fields.show(views.terminal(), net.graph, names, path)
 
 
 @main.command()
@@ -417,6 +449,40 @@ def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -
     from lamina.commands.selection import select_step
 
     return select_step(*_split(file), _pairs(overrides), _pairs(sizes))
+
+
+def _require_path(graph: Any, path: str) -> None:
+    paths = [scope.path for scope in graph.scopes]
+    if path not in paths:
+        _fail(f"no layer has the path `{path}`", path, paths)
+
+
+def _columns(text: str, known: tuple[str, ...]) -> list[str]:
+    """The columns of a list such as in,out,macs."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return list(known)
+    for name in names:
+        if name not in known:
+            _fail(f"no column is named `{name}`", name, known)
+    if not names:
+        _fail("no column is named", "", known)
+    return list(dict.fromkeys(names))
+
+
+def _measured(graph: Any, wanted: list[str]) -> list[str]:
+    """The inputs over which receptive fields are asked for, or all that have them."""
+    from lamina.compiler.inspect.paths import measurable
+
+    known = measurable(graph)
+    for name in wanted:
+        if name not in graph.inputs:
+            _fail(f"no input is named `{name}`", name, tuple(graph.inputs))
+        if name not in known:
+            _fail(f"`{name}` has no axes but batch and channels to measure fields along", "", ())
+    if not known:
+        _fail("no input has axes to measure receptive fields along", "", ())
+    return [name for name in known if name in wanted or not wanted]
 
 
 def _fail(message: str, word: str, candidates: Any) -> None:

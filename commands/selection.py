@@ -75,9 +75,7 @@ def _solve(net: Net, sizes: Mapping[str, str]) -> dict[str, int]:
     """Symbols from sizes such as image=1x3x224x224. Raises CompileError."""
     solved: dict[str, int] = {}
     for name, text in sizes.items():
-        if not re.fullmatch(r"\d+(x\d+)*", text):
-            raise _error(f"{name}={text}", f"sizes are written 1x3x224x224, not {text}")
-        numbers = [int(part) for part in text.split("x")]
+        numbers = _numbers(name, text)
         if name not in net.inputs:
             raise _error(f"{name}={text}", f"the model has no input `{name}`; its inputs: "
                          f"{', '.join(net.inputs)}")
@@ -92,6 +90,17 @@ def _solve(net: Net, sizes: Mapping[str, str]) -> dict[str, int]:
                 raise _error(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {size} is not "
                              f"{number}", _broken(net.definition, size, number))
     return solved
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """Sizes such as 1x3x224x224. Raises CompileError for anything else, also for 0."""
+    if not re.fullmatch(r"-?\d{1,15}(x-?\d{1,15})*", text):
+        raise _error(f"{name}={text}", f"sizes are written 1x3x224x224, not {text[:40]}")
+    numbers = [int(part) for part in text.split("x")]
+    for number in numbers:
+        if number < 1:
+            raise _error(f"{name}={text}", f"a size of `{name}` is {number}; sizes are 1 or more")
+    return numbers
 
 
 def _broken(definition: Definition, size: Dim, number: int) -> list[Note]:

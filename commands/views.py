@@ -29,34 +29,9 @@ REFRESH = 0.1  # seconds between redraws of the progress bar
 # --- the layer table ----------------------------------------------------------------------------
 
 
-def summary_json(summary: Summary) -> dict[str, Any]:
-    """The layer table as plain data."""
-    return {"model": summary.model, "layers": [_row_json(row) for row in summary.layers],
-            "parameters": summary.parameters, "macs": _count(summary.macs)}
-
-
-def _row_json(row: LayerRow) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else str(size) for size in row.out.shape]
-    return {"path": row.path, "op": row.op, "out": shape, "parameters": row.parameters,
-            "macs": _count(row.macs), "receptive_field": _field_json(row.field),
-            "line": row.line}
-
-
-def _count(value: Any) -> int | str:
-    return value if isinstance(value, int) else str(value)
-
-
-def _field_json(field: Field | None) -> dict[str, Any] | None:
-    if field is None or field.whole:
-        return None
-    axes = {name: (getattr(field.height, name), getattr(field.width, name))
-            for name in ("size", "stride", "start")}
-    return {name: high if high == wide else [high, wide] for name, (high, wide) in axes.items()}
-
-
 def print_summary(summary: Summary) -> None:
     """The layer table with its totals."""
-    console = _console()
+    console = terminal()
     for hidden in HIDDEN:
         fits = _table_width(summary, hidden) <= console.width
         if fits:
@@ -120,8 +95,8 @@ def field_text(field: Field | None) -> str:
     return f"{high.size}x{wide.size} / {high.stride}x{wide.stride}"
 
 
-def _console() -> Console:
-    # A pipe or file gets whole lines, whatever the terminal's width.
+def terminal() -> Console:
+    """Standard output, as wide as it is; a pipe or file gets whole lines."""
     width = None if sys.stdout.isatty() else 200
     return Console(width=width, highlight=False)
 
@@ -144,7 +119,7 @@ class TrainingView:
 
     def __init__(self, summary: Summary):
         self.summary = summary
-        self.console = _console()
+        self.console = terminal()
         self.live = self.console.is_terminal
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=12),
@@ -229,7 +204,7 @@ def _figure(name: str, value: float) -> str:
 def print_figures(figures: dict[str, float]) -> None:
     """Averages over held-out data."""
     for name, value in figures.items():
-        _console().print(_figure(name, value))
+        terminal().print(_figure(name, value))
 
 
 def print_result(keep: str, held_out: bool, result: Any) -> None:
@@ -237,9 +212,9 @@ def print_result(keep: str, held_out: bool, result: Any) -> None:
     state = result.state
     if state.best is not None:
         what = "held-out" if held_out else "training"
-        _console().print(f"best {what} {escape(_figure(keep, state.best))} "
+        terminal().print(f"best {what} {escape(_figure(keep, state.best))} "
                          f"in epoch {state.best_epoch}")
-    _console().print(f"checkpoint {escape(str(result.kept))}")
+    terminal().print(f"checkpoint {escape(str(result.kept))}")
 
 
 def print_zoo(rows: list[dict[str, Any]]) -> None:
@@ -253,4 +228,4 @@ def print_zoo(rows: list[dict[str, Any]]) -> None:
         field = f"{row['receptive_field']} / {row['stride']}" if row["receptive_field"] else ""
         table.add_row(row["file"], row["model"], f"{row['parameters']:,}", macs, field,
                       ", ".join(row["recipes"]))
-    _console().print(table)
+    terminal().print(table)

@@ -113,11 +113,15 @@ def test_shapes_json_has_the_documented_keys():
     code, text = run("shapes", "lenet5", "--json")
     data = json.loads(text)
     assert code == 0
-    assert set(data) == {"model", "layers", "parameters", "macs"}
+    assert set(data) == {"model", "layers", "parameters", "buffers", "macs", "flops", "bytes",
+                         "backward_macs", "backward_flops", "batch"}
     assert (data["parameters"], data["macs"]) == (61706, 416520)
     first = data["layers"][0]
-    assert first == {"path": "c1", "op": "conv", "out": ["B", 6, 28, 28], "parameters": 156,
-                     "macs": 117600, "line": 6,
+    assert first == {"path": "c1", "op": "conv", "in": [["B", 1, 32, 32]],
+                     "out": ["B", 6, 28, 28], "parameters": 156, "macs": 117600,
+                     "flops": 235200, "backward_macs": 117600, "backward_flops": 235200,
+                     "bytes": "18816 * B", "line": 6,
+                     "share": {"parameters": 156 / 61706, "macs": 117600 / 416520},
                      "receptive_field": {"size": 5, "stride": 1, "start": 2.0}}
 
 
@@ -372,7 +376,7 @@ def test_weights_of_a_recipe_are_loaded_by_pattern(trained, place):
 @pytest.mark.parametrize("columns", [50, 60, 80, 100])
 def test_no_number_is_cut_in_a_narrow_terminal(columns, monkeypatch):
     # Half a number is a wrong number; half a path names another layer.
-    monkeypatch.setattr(views, "_console", lambda: Console(width=columns, highlight=False))
+    monkeypatch.setattr(views, "terminal", lambda: Console(width=columns, highlight=False))
     code, text = run("shapes", "resnet#ResNet18", "--input", "image=1x3x224x224")
     assert code == 0
     assert "…" not in text

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lamina.compiler.errors import Span
 from lamina.compiler.inspect.receptive_field import KNOWN, Field, receptive_fields
-from lamina.compiler.ir.graph import Graph, Node
+from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.rewrite import rewrite
-from lamina.compiler.ir.types import Dim, TensorType, divide_exactly, product
+from lamina.compiler.ir.types import (
+    FLOATS,
+    NUMPY_TYPES,
+    Dim,
+    TensorType,
+    divide_exactly,
+    product,
+)
 from lamina.compiler.transform.autodiff import expand
+
+SHARING = ("reshape", "flatten", "squeeze", "expand_dims")  # another shape of the same memory
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
     """One layer of the layer table. `macs` are per example; 1 MAC is 2 FLOPs.
 
-    A parameter that several layers share counts at the first of them.
+    A parameter that several layers share counts at the first of them. `backward` are the
+    multiply-accumulates of its gradients, `bytes` what its result occupies for the whole batch:
+    nothing where it is the memory of an earlier result.
     """
 
     path: str
     op: str
+    inputs: tuple[TensorType, ...]
     out: TensorType
     parameters: int
     macs: Dim
+    backward: Dim
+    bytes: Dim
     field: Field | None
     line: int
     span: Span | None
@@ -38,6 +53,9 @@ class Summary:
     parameters: int
     buffers: int
     macs: Dim
+    backward: Dim
+    bytes: Dim
+    batch: Dim
     unused: tuple[str, ...] = ()
 
 
@@ -48,10 +66,13 @@ def summarize(graph: Graph) -> Summary:
     """
     whole = expanded(graph)
     fields = receptive_fields(whole)
-    macs = _macs_by_path(whole)
+    batch = batch_size(graph)
+    forward, backward = macs_by_path(whole), backward_macs(whole)
+    macs, back = PerLayer(forward, batch), PerLayer(backward, batch)
     keys = {key: graph.node(value) for key, value in graph.params.items()}
     taken: set[str] = set()
-    counted: set[str] = set()
+    before: set[Value] = set()
+    held = set(graph.inputs.values())
     rows = []
     results = {scope.path: scope.result for scope in whole.scopes}
     seen: set[str] = set()
@@ -59,22 +80,85 @@ def summarize(graph: Graph) -> Summary:
         if scope.path in seen:
             continue
         own = [key for key in keys if _inside(key, scope.path) and key not in taken]
-        inside = [path for path in macs if _inside(path, scope.path) and path not in counted]
-        if not (scope.leaf or own or inside):
+        if not (scope.leaf or own or macs.holds(scope.path)):
             continue
         seen.add(scope.path)
         taken.update(own)
-        counted.update(inside)
+        storage = _storage(graph, scope.result)
         rows.append(LayerRow(
-            scope.path, scope.callee, graph.type(scope.result),
-            sum(_size(keys[key]) for key in own if _trains(keys[key])),
-            sum((macs[path] for path in inside), start=0), fields.get(results[scope.path]),
-            scope.span.line if scope.span else 0, scope.span))
+            scope.path, scope.callee, _inputs(graph, scope, before), graph.type(scope.result),
+            sum(_size(keys[key]) for key in own if _trains(keys[key])), macs.take(scope.path),
+            back.take(scope.path), 0 if storage in held else type_bytes(graph.type(storage)),
+            fields.get(results[scope.path]), scope.span.line if scope.span else 0, scope.span))
+        before.add(scope.result)
+        held.add(storage)
     trained = [node for node in keys.values() if _trains(node)]
     unused = tuple(key for key, node in keys.items() if _trains(node) and not graph.users(node))
     return Summary(graph.name, tuple(rows), sum(map(_size, trained)),
                    sum(_size(node) for node in keys.values() if not _trains(node)),
-                   sum(macs.values(), start=0), unused)
+                   per_example(_total(forward.values()), batch),
+                   per_example(_total(backward.values()), batch),
+                   _total(row.bytes for row in rows), batch, unused)
+
+
+class PerLayer:
+    """Counts by path, each taken by the first layer that it lies in."""
+
+    def __init__(self, counts: dict[str, Dim], batch: Dim):
+        self.left, self.batch = dict(counts), batch
+
+    def holds(self, layer: str) -> bool:
+        """Whether anything inside `layer` is not taken yet."""
+        return any(_inside(path, layer) for path in self.left)
+
+    def take(self, layer: str) -> Dim:
+        """What is inside `layer` and not taken before, per example."""
+        inside = [path for path in self.left if _inside(path, layer)]
+        return per_example(_total(self.left.pop(path) for path in inside), self.batch)
+
+
+def per_example(total: Dim, batch: Dim) -> Dim:
+    """A count divided by the batch, where it is a multiple of it."""
+    each = divide_exactly(total, batch)
+    return total if each is None else each
+
+
+def _total(counts: Iterable[Dim]) -> Dim:
+    return sum(counts, start=0)
+
+
+def type_bytes(type: TensorType) -> Dim:
+    """How many bytes a tensor occupies."""
+    return product(type.shape) * NUMPY_TYPES[type.dtype]().itemsize
+
+
+def _inputs(graph: Graph, scope: Scope, before: Collection[Value]) -> tuple[TensorType, ...]:
+    """What a layer reads from outside: neither its parameters nor constants.
+
+    `before` are the results of the layers before it: one of them is a layer that does nothing.
+    """
+    if scope.result in before or not graph.node(scope.result).inputs:
+        return (graph.type(scope.result),)
+    outside: dict[Value, None] = {}
+    todo, seen = [scope.result], set()
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = graph.node(value)
+        if value == scope.result or node.inputs and _inside(node.path, scope.path):
+            todo += reversed(node.inputs)
+        elif node.op.name not in ("param", "const"):
+            outside[value] = None
+    return tuple(graph.type(value) for value in outside)
+
+
+def _storage(graph: Graph, value: Value) -> Value:
+    """The value whose memory a value shares: another shape of it is no copy."""
+    while graph.node(value).op.name in SHARING:
+        value = graph.node(value).inputs[0]
+    return value
 
 
 def expanded(graph: Graph) -> Graph:
@@ -102,16 +186,39 @@ def _size(node: Node) -> int:
     return count
 
 
-def _macs_by_path(graph: Graph) -> dict[str, Dim]:
-    """Multiply-accumulates per example by instance path."""
-    batch = batch_size(graph)
+def macs_by_path(graph: Graph) -> dict[str, Dim]:
+    """Multiply-accumulates of the whole batch by instance path, of an expanded graph."""
     found: dict[str, Dim] = {}
     for node in graph.nodes:
-        if node.op.macs is None:
+        if node.op.macs is not None:
+            found[node.path] = found.get(node.path, 0) + _macs(graph, node)
+    return found
+
+
+def _macs(graph: Graph, node: Node) -> Dim:
+    assert node.op.macs is not None
+    return node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
+
+
+def backward_macs(graph: Graph) -> dict[str, Dim]:
+    """Multiply-accumulates of the gradients by all trained parameters, by instance path.
+
+    A product of two operands takes part in the gradient of each: the gradient by an operand costs
+    what the forward pass costs. It is needed where a trained parameter leads to the operand, so a
+    layer costs twice its forward pass (by data and by weights), the first one once.
+    """
+    found: dict[str, Dim] = {}
+    needed: set[int] = set()
+    for node in graph.nodes:
+        if node.op.name == "param" and _trains(node):
+            needed.add(node.id)
+        operands = [value.node in needed for value in node.inputs]
+        if not any(operands) or node.type.dtype not in FLOATS:
             continue
-        total = node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
-        each = divide_exactly(total, batch)
-        found[node.path] = found.get(node.path, 0) + (total if each is None else each)
+        needed.add(node.id)
+        if node.op.macs is not None:
+            cost = _macs(graph, node) * sum(operands)
+            found[node.path] = found.get(node.path, 0) + cost
     return found
 
 
