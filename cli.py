@@ -371,6 +371,42 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
     console.print_json(found) if as_json else console.print_pairs(found)
 
 
+SETTING = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                       help="Set a model's setting.")
+
+
+def _output(default: str | None, what: str) -> Callable:
+    """The option -o of the verbs that make a file."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), default=default,
+                        required=default is None, show_default=bool(default),
+                        help=f"{what} (settings are --set KEY=VALUE here).")
+
+
+@main.command()
+@click.argument("file")
+@_output("report.html", "The page to write")
+@SETTING
+@INPUT
+@click.option("--batch", type=click.IntRange(1),
+              help="The batch of the memory charts. Default: 1, and that of the recipe.")
+@guarded
+def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ...],
+           batch: int | None) -> None:
+    """One self-contained page: the graph, layers, receptive fields, cost and memory.
+
+    It opens in any browser and loads nothing from anywhere. With a recipe in the file the memory
+    of a training step is shown too. Needs lamina[report].
+    """
+    from lamina.commands import report as page
+
+    net = _net(file, settings, sizes)
+    training = page.training_step_of(net, *_split(file), _pairs(settings))
+    graph, trained = training or (None, 1)
+    size = page.write_report(net, graph, (batch or 1, batch or trained), out, file,
+                             _pairs(settings))
+    click.echo(f"wrote {out}, {size / 1024:,.0f} KiB")
+
+
 # --- arguments ----------------------------------------------------------------------------------
 
 
