@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +13,8 @@ from lamina.runtime.errors import Failure
 
 STEP = 72.0  # what the layout library puts between two layers
 FEW = 40  # a model of so many boxes is shown with all blocks open
+MANY = 12  # boxes that an unrolled loop shows at first
+UNROLLED = ("for", "repeat", "")  # blocks that stand for a loop, not for a definition
 
 Point = tuple[int, float]
 
@@ -62,20 +65,16 @@ def _arrange_block(all_edges: Sequence[Edge], own: Sequence[int], inside: Sequen
 
 
 def opened(drawn: Structure) -> list[bool]:
-    """Which blocks are open at first: not those that a model repeats, nor deep ones in a large one.
-    """
+    """Which blocks are open at first: in a large model the few that only hold other blocks."""
     boxes = drawn.boxes
-    shown: dict[int, list[str]] = {}
-    for box in boxes:
-        shown.setdefault(box.parent, []).append(box.op)
     small = len(boxes) <= FEW
-    found = []
-    for box in boxes:
+    held = Counter(box.parent for box in boxes)
+    found: list[bool] = []
+    for index, box in enumerate(boxes):
         top = box.parent == -1
-        repeated = not top and box.op and shown[box.parent].count(box.op) > 1
-        above = top or found[box.parent]
-        found.append(box.kind == "block" and above and (small or not repeated)
-                     and (top or small or box.op == ""))
+        holds_blocks = box.op in UNROLLED and held[index] <= MANY
+        found.append(box.kind == "block" and (top or found[box.parent])
+                     and (top or small or holds_blocks))
     return found
 
 

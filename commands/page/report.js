@@ -145,6 +145,7 @@ function paint() {
 
 function fill(index, block, group, left, top) {
   for (const edge of own[index]) connect(edge, block, group);
+  label(index, block, group);
   for (const [child, place] of block.boxes) {
     const size = block.inner.get(child);
     const element = draw("g", { transform: `translate(${place.x} ${place.y})` }, group);
@@ -213,10 +214,22 @@ function connect(edge, block, group) {
   if (edge.end !== BORDER) line.setAttribute("marker-end", "url(#tip)");
   line.dataset.start = edge.start;
   line.dataset.end = edge.end;
-  if (edge.start === BORDER || block.labelled?.has(edge.start)) return;
-  (block.labelled ||= new Set()).add(edge.start);
-  const [x, y] = points[0];
-  draw("text", { class: "size", x: x + 7, y: y + 14 }, group, cut(sizes(boxes[edge.start]), 26));
+}
+
+// The size of what a box gives, where its edges leave room: beside them, else between them.
+function label(index, block, group) {
+  const starts = own[index].filter((edge) => edge.start !== BORDER);
+  for (const start of new Set(starts.map((edge) => edge.start))) {
+    const place = block.boxes.get(start), { width, height } = block.inner.get(start);
+    const x = place.x + width / 2, y = place.y + height;
+    const turns = starts.filter((edge) => edge.start === start).map((edge) => {
+      const bend = block.bends.get(edge)[0], end = block.boxes.get(edge.end);
+      return (bend ? bend.x : end.x + block.inner.get(edge.end).width / 2) - x;
+    });
+    const [left, right] = [turns.some((turn) => turn < -8), turns.some((turn) => turn > 8)];
+    const at = left && right ? [x, y + 29, "middle"] : right ? [x - 6, y + 15, "end"] : [x + 6, y + 15, "start"];
+    draw("text", { class: "size", x: at[0], y: at[1], "text-anchor": at[2] }, group, cut(sizes(boxes[start]), 26));
+  }
 }
 
 // --- looking around -----------------------------------------------------------------------------
@@ -303,9 +316,13 @@ canvas.addEventListener("click", (event) => {
   if (hit && !drag?.moved) press(Number(hit.dataset.index));
 });
 canvas.addEventListener("wheel", (event) => {
-  event.preventDefault();
   const corner = canvas.getBoundingClientRect();
-  if (event.ctrlKey || event.metaKey) {
+  const down = event.deltaY > 0 && !event.shiftKey, up = event.deltaY < 0 && !event.shiftKey;
+  const bottom = camera.y + extent.height * camera.scale;
+  const ctrl = event.ctrlKey || event.metaKey;
+  if (!ctrl && (down && bottom <= canvas.clientHeight || up && camera.y >= 0)) return;  // the page scrolls
+  event.preventDefault();
+  if (ctrl) {
     zoom(Math.exp(-event.deltaY / 200), event.clientX - corner.left, event.clientY - corner.top);
   } else {
     camera.x -= event.shiftKey ? event.deltaY : event.deltaX;
@@ -373,7 +390,7 @@ function describe(index) {
     ["output", shape(box)]];
   if (box.kind !== "input" && box.kind !== "output") {
     rows.push(["parameters", share(box.parameters, report.parameters)],
-      ["forward", `${share(box.macs, report.macs)} MACs`],
+      ["forward", share(box.macs, report.macs, " MACs")],
       ["backward", `${count(box.backward)} MACs`], ["activations", `${bytes(box.bytes)} per example`]);
   }
   pairs(find("about"), rows);
@@ -385,8 +402,9 @@ function describe(index) {
   field(box);
 }
 
-function share(part, whole) {
-  return part && whole ? `${count(part)} (${(100 * part / whole).toFixed(part === whole ? 0 : 1)} %)` : count(part);
+function share(part, whole, unit = "") {
+  const text = `${count(part)}${unit}`;
+  return part && whole ? `${text} (${(100 * part / whole).toFixed(part === whole ? 0 : 1)} %)` : text;
 }
 
 // --- the receptive field ------------------------------------------------------------------------
