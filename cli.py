@@ -407,6 +407,73 @@ def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ..
     click.echo(f"wrote {out}, {size / 1024:,.0f} KiB")
 
 
+@main.command()
+@click.argument("file")
+@_output(None, "The picture to write: .svg, .png or .dot")
+@SETTING
+@INPUT
+@click.option("--depth", type=click.IntRange(0), default=1, show_default=True,
+              help="How many blocks within blocks are drawn open.")
+@guarded
+def draw(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ...],
+         depth: int) -> None:
+    """A static picture of a model's graph. Needs lamina[report,plots]; .dot needs nothing."""
+    from lamina.commands.bench import example_sizes
+    from lamina.commands.drawing import draw_model
+
+    graph = _net(file, settings, sizes).graph
+    draw_model(graph, example_sizes(graph, 1), depth, out)
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...",
+                type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
+              help="The picture to write: .png or .svg.")
+@guarded
+def plot(runs: tuple[Path, ...], out: Path) -> None:
+    """Loss, metrics and learning rate of runs, over their steps. Needs lamina[plots]."""
+    from lamina.commands.plots import plot_runs
+
+    plot_runs(runs, out)
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("file")
+@WEIGHTS
+@_output(None, "The picture to write: .png or .svg")
+@SETTING
+@click.option("--at", metavar="PATH", help="The layer whose feature maps are drawn.")
+@click.option("--input", "picture", type=click.Path(), help="The picture that the maps are of.")
+@TARGET
+@THREADS
+@guarded
+def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: str | None,
+            picture: str | None, target: str, threads: int | None) -> None:
+    """The first layer's filters; with --at and --input a layer's feature maps.
+
+    A picture goes through the transforms of the file's recipe. Needs lamina[plots].
+    """
+    from lamina.commands import plots, prediction
+
+    if (at is None) != (picture is None):
+        raise click.UsageError("--at and --input belong together: a layer and a picture")
+    net = _net(file, settings, ())
+    params = plots.read_parameters(net, Path(weights))
+    if at is None or picture is None:
+        click.echo(f"wrote {out}: {plots.draw_filters(net, params, out)}")
+        return
+    paths = [scope.path for scope in net.graph.scopes]
+    if at not in paths:
+        _fail(f"no layer has the path `{at}`", at, paths)
+    options = _options(target, threads)
+    inputs = prediction.read_example(_training(file, settings), options, Path(weights), picture)
+    plots.draw_maps(net, params, at, inputs, options, out)
+    click.echo(f"wrote {out}")
+
+
 # --- arguments ----------------------------------------------------------------------------------
 
 

@@ -155,7 +155,7 @@ def _sources(graph: Graph, net: Net) -> list[dict[str, str]]:
     for name, text in found.items():
         room -= len(text)
         if room >= 0:
-            kept.append({"name": name, "text": text})
+            kept.append({"name": Path(name).name, "text": text})
     return kept
 
 

@@ -589,7 +589,7 @@ function bars(place, title, rows, total, text) {
     make("span", `${text(value)} · ${(100 * value / total).toFixed(1)}%`, {}, row);
     if (index !== null) { row.style.cursor = "pointer"; row.onclick = () => select(index, { node: true, row: true }); }
   }
-  if (rest.length) make("p", `${plural(rest.length, "more")}: ${text(rest.reduce((sum, row) => sum + row[1], 0))} together`, { class: "note" }, chart);
+  if (rest.length) make("p", `${count(rest.length)} more: ${text(rest.reduce((sum, row) => sum + row[1], 0))} together`, { class: "note" }, chart);
   if (!shown.length) make("p", "none", { class: "note" }, chart);
 }
 

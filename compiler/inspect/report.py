@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lamina.compiler.inspect.cost import batch_size, expanded, summarize
 from lamina.compiler.inspect.receptive_field import Field, receptive_fields
@@ -136,7 +137,7 @@ def _add_blocks(path: str, boxes: list[Box], numbers: dict[str, int],
         above, _, name = block.rpartition(".")
         scope = scopes.get(block)
         line = scope.span.line if scope and scope.span else 0
-        source = scope.span.source.name if scope and scope.span else ""
+        source = scope.Path(span.source.name).name if scope and scope.span else ""
         boxes.append(Box(block, name, scope.callee if scope else "", "block", numbers[above],
                          line=line, source=source))
 
@@ -154,7 +155,7 @@ def _box(graph: Graph, path: str, nodes: list[Node], numbers: Mapping[str, int],
                   _kind(graph, path, nodes), numbers[above])
     span = (scope.span if scope else None) or result.span
     return replace(box, shape=_shape(result.type.shape, sizes), bytes=_bytes(result, sizes),
-                   line=span.line if span else 0, source=span.source.name if span else "")
+                   line=span.line if span else 0, source=Path(span.source.name).name if span else "")
 
 
 def _kind(graph: Graph, path: str, nodes: list[Node]) -> str:
@@ -170,7 +171,7 @@ def _kind(graph: Graph, path: str, nodes: list[Node]) -> str:
         return "normalisation"
     if "pool" in path or any("pool" in name for name in names) or kinds == {"reduce"}:
         return "pooling"
-    return "shape" if kinds <= {"view"} else "activation"
+    return "shape" if kinds <= {"view"} or names == {"flatten"} else "activation"
 
 
 def _shape(shape: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int | str, ...]:
