@@ -83,8 +83,8 @@ def _layers(count: int, edges: Sequence[tuple[int, int]]
     """Places of the vertices 0 to count - 1, and the bends of edges that pass several rows."""
     found: dict[int, Point] = {}
     routes: dict[tuple[int, int], tuple[Point, ...]] = {}
-    names = {vertex: index for index, vertex in enumerate(dict.fromkeys(v for e in edges for v in e))}
-    vertices = list(names)
+    vertices = list(dict.fromkeys(vertex for edge in edges for vertex in edge))
+    names = {vertex: index for index, vertex in enumerate(vertices)}
     left = 0.0
     for positions, width, height, pieces in library().from_edges(
             [(names[a], names[b]) for a, b in edges], vertex_spacing=int(STEP)):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lamina.compiler.errors import Span
 from lamina.compiler.inspect.cost import batch_size, expanded, summarize
 from lamina.compiler.inspect.receptive_field import Field, receptive_fields
 from lamina.compiler.ir.graph import Graph, Node, Scope
@@ -136,8 +137,7 @@ def _add_blocks(path: str, boxes: list[Box], numbers: dict[str, int],
         numbers[block] = len(boxes)
         above, _, name = block.rpartition(".")
         scope = scopes.get(block)
-        line = scope.span.line if scope and scope.span else 0
-        source = scope.Path(span.source.name).name if scope and scope.span else ""
+        line, source = _origin(scope.span if scope else None)
         boxes.append(Box(block, name, scope.callee if scope else "", "block", numbers[above],
                          line=line, source=source))
 
@@ -153,9 +153,14 @@ def _box(graph: Graph, path: str, nodes: list[Node], numbers: Mapping[str, int],
         above, _, name = path.rpartition(".")
         box = Box(path, name, scope.callee if scope else result.op.name,
                   _kind(graph, path, nodes), numbers[above])
-    span = (scope.span if scope else None) or result.span
+    line, source = _origin((scope.span if scope else None) or result.span)
     return replace(box, shape=_shape(result.type.shape, sizes), bytes=_bytes(result, sizes),
-                   line=span.line if span else 0, source=Path(span.source.name).name if span else "")
+                   line=line, source=source)
+
+
+def _origin(span: Span | None) -> tuple[int, str]:
+    """The line and the file's name without its folder: a page may be shown to anyone."""
+    return (span.line, Path(span.source.name).name) if span else (0, "")
 
 
 def _kind(graph: Graph, path: str, nodes: list[Node]) -> str:
