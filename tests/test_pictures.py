@@ -73,7 +73,8 @@ def test_runs_are_plotted(logged, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "holds no log.jsonl"), ("", "holds no whole record"), ("\0\1{", "holds no whole record")])
+    (None, "holds no log.jsonl"), ("", "holds no whole record"),
+    ("\0\1{", "holds no whole record")])
 def test_a_run_without_records_is_refused(content, message, tmp_path):
     # A folder that is no run, and a log that was cut.
     if content is not None:

@@ -130,7 +130,8 @@ def test_the_table_sorts(browser, folder):
     page = opened(browser, folder, "lenet5")
     page.find_element(By.CSS_SELECTOR, 'button[title="Sort by MACs"]').click()
     first = page.find_element(By.CSS_SELECTOR, "#layers tbody tr")
-    assert first.text.startswith("c3 conv [B, 16, 10, 10] 2,416 240,000 480,000")
+    assert " ".join(first.text.split()) == \
+        "c3 conv [B, 16, 10, 10] 2,416 240,000 480,000 6.25 KiB 14 / 2 8"
 
 
 def test_hostile_text_does_not_break_out(browser, folder):
