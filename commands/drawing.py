@@ -19,6 +19,7 @@ COLOURS = {"convolution": "#3b78d8", "linear": "#7a52c7", "normalisation": "#8a9
            "recurrent": "#b03a48", "random": "#a3873a", "shape": "#62b0c4", "input": "#2c3e50",
            "output": "#2c3e50", "block": "#b8c2cf"}
 WIDTH, HEIGHT, GAP, ROW, HEAD, PAD, LANE = 172.0, 44.0, 24.0, 36.0, 30.0, 16.0, 14.0
+EVEN = 8.0  # what an edge may turn and still count as straight
 POINTS = 0.75  # points for each unit of the drawing
 MOST_INCHES = 200.0  # the side of a picture; longer ones are drawn smaller
 
@@ -235,11 +236,31 @@ def _fill(axes: Any, drawn: Structure, placed: _Placed, block: int, left: float,
             facecolor="#f1f4f8" if box.kind == "block" else "white",
             edgecolor=COLOURS[box.kind], linewidth=1.1, zorder=2))
         _text(axes, box, left + x, top + y, size, is_open, scale)
-        if any(edge.start == index and edge.block == block for edge in drawn.edges):
-            axes.text(left + x + size.width / 2 + 6, top + y + size.height + 15, _sizes(box),
-                      fontsize=9 * scale, color="#5d6b7c", zorder=5, parse_math=False)
+        turns = [_turn(drawn, placed, number) for number in placed.bends
+                 if drawn.edges[number].start == index]
+        if turns:
+            along, down, align = _label(min(turns) < -EVEN, max(turns) > EVEN)
+            axes.text(left + x + size.width / 2 + along, top + y + size.height + down, _sizes(box),
+                      fontsize=9 * scale, color="#5d6b7c", zorder=5, ha=align, parse_math=False)
         if is_open:
             _fill(axes, drawn, size, index, left + x, top + y, scale)
+
+
+def _turn(drawn: Structure, placed: _Placed, number: int) -> float:
+    """How far to the right an edge turns at first, left below zero."""
+    edge, bends = drawn.edges[number], placed.bends[number]
+    x, _, size = placed.inner[edge.start]
+    if bends:
+        return bends[0][0] - x - size.width / 2
+    to, _, other = placed.inner[edge.end]
+    return to + other.width / 2 - x - size.width / 2
+
+
+def _label(left: bool, right: bool) -> tuple[float, float, str]:
+    """Where a size stands below a box so that edges leave it room, and how it is aligned."""
+    if left and right:
+        return 0.0, 29.0, "center"
+    return (-6.0, 15.0, "right") if right else (6.0, 15.0, "left")
 
 
 def _text(axes: Any, box: Box, x: float, y: float, size: _Placed, is_open: bool, scale: float
