@@ -131,7 +131,7 @@ def optional(module: str, purpose: str, extra: str) -> Any:
 
 
 def chosen(endings: Iterable[str], name: str) -> str:
-    """The ending of a file's name. Raises Failure E503 for one that is not among `endings`."""
+    """The ending of a file's name. Raises Failure E416 for one that is not among `endings`."""
     ending = name.rpartition(".")[2].lower() if "." in name else ""
     if ending not in endings:
         listed = ", ".join(f".{one}" for one in endings)

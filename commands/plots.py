@@ -110,11 +110,11 @@ def read_parameters(net: Net, path: Path) -> dict[str, np.ndarray]:
 
 
 def draw_filters(net: Net, params: dict[str, np.ndarray], path: Path) -> str:
-    """The filters of the first convolution as tiles; gives its path. Raises Failure E415."""
+    """The filters of the first convolution as tiles; gives their key. Raises Failure E416."""
     ending = chosen(ENDINGS, path.name)
     key = next((graph_key for graph_key, value in params.items() if value.ndim == 4), None)
     if key is None:
-        raise Failure("E611", "the model has no convolution over images",
+        raise Failure("E416", "the model has no convolution over images",
                       "filters are drawn of models with conv layers")
     weights = params[key]
     if weights.shape[1] == 3:  # red, green and blue
@@ -128,13 +128,13 @@ def draw_filters(net: Net, params: dict[str, np.ndarray], path: Path) -> str:
 
 def draw_maps(net: Net, params: dict[str, np.ndarray], at: str, inputs: dict[str, np.ndarray],
               options: Options, path: Path) -> None:
-    """The feature maps of the layer `at` for one example. Raises Failure E611 where it has none.
+    """The feature maps of the layer `at` for one example. Raises Failure E416 where it has none.
     """
     ending = chosen(ENDINGS, path.name)
     run = Run(with_output(net.graph, at), options)
     value = run(params, **inputs)[at]
     if value.ndim != 4:
-        raise Failure("E611", f"`{show(at)}` gives {list(value.shape)}, no maps over an image",
+        raise Failure("E416", f"`{show(at)}` gives {list(value.shape)}, no maps over an image",
                       "choose a layer with the axes [batch, channels, height, width]")
     _tiles(list(value[0]), f"{at} {list(value.shape[1:])}", path, ending, "viridis")
 

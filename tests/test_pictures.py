@@ -1,6 +1,7 @@
 """Pictures of graphs, runs and weights: what is written, and a message for what cannot be."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -124,6 +125,16 @@ def test_a_layer_without_maps_is_refused(at, code, message, weights, tmp_path):
                       "--at", at, "--input", digit, "--target", "numpy")
     assert found == code
     assert message in text
+
+
+@pytest.mark.parametrize("words, extra", [
+    (("report", "lenet5", "-o"), "report"), (("draw", "lenet5", "-o"), "report")])
+def test_a_missing_library_names_its_extra(words, extra, tmp_path, monkeypatch):
+    # The core does without; who asks for a picture is told what to install.
+    monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
+    code, text = run(*words, tmp_path / "net.svg")
+    assert code == 1
+    assert f'pip install "lamina[{extra}]"' in text
 
 
 def test_the_value_of_a_layer_is_what_the_model_computes():
