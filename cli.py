@@ -403,6 +403,109 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
     console.print_json(found) if as_json else console.print_pairs(found)
 
 
+SETTING = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                       help="Set a model's setting.")
+
+
+def _output(default: str | None, what: str) -> Callable:
+    """The option -o of the verbs that make a file."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), default=default,
+                        required=default is None, show_default=bool(default),
+                        help=f"{what} (settings are --set KEY=VALUE here).")
+
+
+@main.command()
+@click.argument("file")
+@_output("report.html", "The page to write")
+@SETTING
+@INPUT
+@click.option("--batch", type=click.IntRange(1),
+              help="The batch of the memory charts. Default: 1, and that of the recipe.")
+@guarded
+def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ...],
+           batch: int | None) -> None:
+    """One self-contained page: the graph, layers, receptive fields, cost and memory.
+
+    It opens in any browser and loads nothing from anywhere. With a recipe in the file the memory
+    of a training step is shown too. Needs lamina[report].
+    """
+    from lamina.commands import report as page
+
+    net = _net(file, settings, sizes)
+    training = page.training_step_of(net, *_split(file), _pairs(settings))
+    graph, trained = training or (None, 1)
+    size = page.write_report(net, graph, (batch or 1, batch or trained), out, file,
+                             _pairs(settings))
+    click.echo(f"wrote {out}, {size / 1024:,.0f} KiB")
+
+
+@main.command()
+@click.argument("file")
+@_output(None, "The picture to write: .svg, .png or .dot")
+@SETTING
+@INPUT
+@click.option("--depth", type=click.IntRange(0), default=1, show_default=True,
+              help="How many blocks within blocks are drawn open.")
+@guarded
+def draw(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ...],
+         depth: int) -> None:
+    """A static picture of a model's graph. Needs lamina[report,plots]; .dot needs nothing."""
+    from lamina.commands.bench import example_sizes
+    from lamina.commands.drawing import draw_model
+
+    graph = _net(file, settings, sizes).graph
+    draw_model(graph, example_sizes(graph, 1), depth, out)
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...",
+                type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
+              help="The picture to write: .png or .svg.")
+@guarded
+def plot(runs: tuple[Path, ...], out: Path) -> None:
+    """Loss, metrics and learning rate of runs, over their steps. Needs lamina[plots]."""
+    from lamina.commands.plots import plot_runs
+
+    plot_runs(runs, out)
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("file")
+@WEIGHTS
+@_output(None, "The picture to write: .png or .svg")
+@SETTING
+@click.option("--at", metavar="PATH", help="The layer whose feature maps are drawn.")
+@click.option("--input", "picture", type=click.Path(), help="The picture that the maps are of.")
+@TARGET
+@THREADS
+@guarded
+def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: str | None,
+            picture: str | None, target: str, threads: int | None) -> None:
+    """The first layer's filters; with --at and --input a layer's feature maps.
+
+    A picture goes through the transforms of the file's recipe. Needs lamina[plots].
+    """
+    from lamina.commands import plots, prediction
+
+    if (at is None) != (picture is None):
+        raise click.UsageError("--at and --input belong together: a layer and a picture")
+    net = _net(file, settings, ())
+    params = plots.read_parameters(net, Path(weights))
+    if at is None or picture is None:
+        click.echo(f"wrote {out}: {plots.draw_filters(net, params, out)}")
+        return
+    paths = [scope.path for scope in net.graph.scopes]
+    if at not in paths:
+        _fail(f"no layer has the path `{at}`", at, paths)
+    options = _options(target, threads)
+    inputs = prediction.read_example(_training(file, settings), options, Path(weights), picture)
+    plots.draw_maps(net, params, at, inputs, options, out)
+    click.echo(f"wrote {out}")
+
+
 # --- arguments ----------------------------------------------------------------------------------
 
 

@@ -95,6 +95,14 @@ def run_prediction(training: Training, options: Options, weights: Path, argument
             yield Prediction(name, failure=error)
 
 
+def read_example(training: Training, options: Options, weights: Path, argument: str
+                 ) -> dict[str, np.ndarray]:
+    """A file as a batch of one, as the recipe's model takes it, by input."""
+    model = _open(training, options, weights)
+    files, = group_files([argument], [entry.key for entry in model.inputs])
+    return {entry.key: _example(model, entry, files[entry.key], False) for entry in model.inputs}
+
+
 def group_files(arguments: Sequence[str], inputs: Sequence[str]) -> list[dict[str, Path]]:
     """The files of each example by input. Raises DataError E611 for inputs without a file."""
     named = [_named(argument, inputs) for argument in arguments]

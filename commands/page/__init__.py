@@ -1,0 +1,1 @@
+"""The files of the report's page: its frame, its style and its script."""

@@ -1,0 +1,179 @@
+"""`lamina plot` and `lamina filters`: curves of runs, and pictures of weights and feature maps."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamina.api import Net, Run
+from lamina.commands.layered import chosen, optional
+from lamina.commands.training import weights_file
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.rewrite import copy_into
+from lamina.compiler.options import Options
+from lamina.runtime.checkpoint import CheckpointError, load_weights, require_fit, write_durable
+from lamina.runtime.errors import Failure, show
+from lamina.runtime.logs import NAME, read_log
+
+ENDINGS = ("png", "svg")
+MOST_TILES = 256  # filters or maps in a picture
+PURPOSE = "drawing a picture"
+
+
+def plot_runs(folders: Sequence[Path], path: Path) -> None:
+    """Loss, metrics and learning rate of runs over their steps, one column of panels.
+
+    Raises Failure E701 for a folder without a log, E702 for one without a whole record.
+    """
+    ending = chosen(ENDINGS, path.name)
+    logs = [(folder.name or str(folder), _records(folder)) for folder in folders]
+    names = _figures([record for _, records in logs for record in records])
+    figure = _figure(9, 2.6 * len(names))
+    for axes, name in zip(np.atleast_1d(figure.subplots(len(names), 1, sharex=True)), names,
+                          strict=True):
+        for number, (label, records) in enumerate(logs):
+            for kind, style in (("step", "-"), ("train", "--"), ("valid", "o-")):
+                _curve(axes, records, name, kind, style, f"C{number}",
+                       f"{label} {kind}" if len(logs) > 1 else kind)
+        axes.set_ylabel(name, parse_math=False)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    axes.set_xlabel("step")
+    _save(figure, path, ending)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    if not folder.is_dir():
+        raise CheckpointError("E701", f"there is no folder {show(folder)}",
+                              "give the folder of a run, such as runs/NAME")
+    if not (folder / NAME).exists():
+        raise CheckpointError("E701", f"{show(folder)} holds no {NAME}",
+                              "give the folder that `lamina train` wrote")
+    found = [record for record in read_log(folder) if isinstance(record.get("step"), int)]
+    if not found:
+        raise CheckpointError("E702", f"{show(folder / NAME)} holds no whole record",
+                              "train for at least one epoch")
+    return found
+
+
+def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of what is drawn: the loss, metrics, then the learning rate."""
+    names: dict[str, None] = {"loss": None}
+    for record in records:
+        for part in (record, record.get("train"), record.get("valid")):
+            if isinstance(part, dict):
+                names |= dict.fromkeys(name for name, value in part.items()
+                                       if isinstance(value, float))
+    names.pop("seconds", None)
+    lr = ["lr"] if "lr" in names else []
+    names.pop("lr", None)
+    return [name for name in names if _known(name)] + lr
+
+
+def _known(name: str) -> bool:
+    return name not in ("best", "per_second", "seconds")
+
+
+def _curve(axes: Any, records: Sequence[dict[str, Any]], name: str, kind: str, style: str,
+           colour: str, label: str) -> None:
+    points = []
+    for record in records:
+        part = record if kind == "step" and record.get("kind") == "step" else record.get(kind)
+        value = part.get(name) if isinstance(part, dict) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            points.append((record["step"], value))
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, style, color=colour, label=label, markersize=4,
+                  linewidth=1.0 if kind == "step" else 1.6, alpha=0.45 if kind == "step" else 1.0)
+
+
+# --- weights and feature maps -------------------------------------------------------------------
+
+
+def read_parameters(net: Net, path: Path) -> dict[str, np.ndarray]:
+    """A model's weights from a run's folder or a safetensors file. Raises Failure E701, E703."""
+    file = weights_file(path)
+    if not file.exists():
+        raise CheckpointError("E701", f"there is no {show(file)}", "give the folder of a run, "
+                              "such as runs/NAME, or a safetensors file")
+    params = {key: value for key, value in load_weights(file).items()
+              if not key.startswith("optimizer/")}
+    require_fit(params, net.init(0), str(file))
+    return params
+
+
+def draw_filters(net: Net, params: dict[str, np.ndarray], path: Path) -> str:
+    """The filters of the first convolution as tiles; gives their key. Raises Failure E416."""
+    ending = chosen(ENDINGS, path.name)
+    key = next((graph_key for graph_key, value in params.items() if value.ndim == 4), None)
+    if key is None:
+        raise Failure("E416", "the model has no convolution over images",
+                      "filters are drawn of models with conv layers")
+    weights = params[key]
+    if weights.shape[1] == 3:  # red, green and blue
+        low, high = weights.min(), weights.max()
+        tiles = list(((weights - low) / ((high - low) or 1)).transpose(0, 2, 3, 1))
+    else:
+        tiles = list(weights.reshape(-1, *weights.shape[2:]))
+    _tiles(tiles, f"{key} {list(weights.shape)}", path, ending, "RdBu_r")
+    return key
+
+
+def draw_maps(net: Net, params: dict[str, np.ndarray], at: str, inputs: dict[str, np.ndarray],
+              options: Options, path: Path) -> None:
+    """The feature maps of the layer `at` for one example. Raises Failure E416 where it has none.
+    """
+    ending = chosen(ENDINGS, path.name)
+    run = Run(with_output(net.graph, at), options)
+    value = run(params, **inputs)[at]
+    if value.ndim != 4:
+        raise Failure("E416", f"`{show(at)}` gives {list(value.shape)}, no maps over an image",
+                      "choose a layer with the axes [batch, channels, height, width]")
+    _tiles(list(value[0]), f"{at} {list(value.shape[1:])}", path, ending, "viridis")
+
+
+def with_output(graph: Graph, at: str) -> Graph:
+    """The graph with the result of the layer `at` as its one output. Raises KeyError."""
+    scope = next((scope for scope in graph.scopes if scope.path == at), None)
+    if scope is None:
+        raise KeyError(at)
+    builder = Builder(graph.name)
+    values = copy_into(builder, graph)
+    return builder.finish([(at, values[scope.result])])
+
+
+def _tiles(tiles: list[np.ndarray], title: str, path: Path, ending: str, colours: str) -> None:
+    shown = tiles[:MOST_TILES]
+    wide = math.ceil(math.sqrt(len(shown)))
+    high = -(-len(shown) // wide)
+    figure = _figure(max(3.0, 0.7 * wide), 0.7 * high + 0.6)
+    most = max((float(np.abs(tile).max()) for tile in shown), default=1.0) or 1.0
+    limits = {"vmin": -most, "vmax": most} if colours == "RdBu_r" else {}
+    for axes, tile in zip(figure.subplots(high, wide, squeeze=False).flat, shown, strict=False):
+        axes.imshow(tile, cmap=colours, interpolation="nearest", **limits)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    more = f", the first {MOST_TILES}" if len(tiles) > MOST_TILES else ""
+    figure.suptitle(title + more, fontsize=9, parse_math=False)
+    _save(figure, path, ending)
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Any:
+    figures = optional("matplotlib.figure", PURPOSE, "plots")
+    return figures.Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path, ending: str) -> None:
+    file = io.BytesIO()
+    figure.savefig(file, format=ending, dpi=130)
+    write_durable(path, file.getvalue())

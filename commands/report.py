@@ -1,0 +1,203 @@
+"""`lamina report`: everything about a model on one page that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lamina.api import Net, load, version
+from lamina.commands.bench import example_sizes
+from lamina.commands.layered import Layout, arrange, opened
+from lamina.compiler.inspect.receptive_field import Axis, Field
+from lamina.compiler.inspect.report import Box, Structure, structure
+from lamina.compiler.ir.graph import Graph
+from lamina.compiler.lower.program import lower
+from lamina.compiler.syntax import ast
+from lamina.compiler.transform.pipeline import run_passes
+from lamina.runtime.checkpoint import write_durable
+from lamina.runtime.cpu.host import vector_width
+from lamina.runtime.cpu.plan import Plan, make_plan
+from lamina.runtime.program import THREADS, Program
+
+PAGE = "lamina.commands.page"
+MOST_TENSORS = 8  # of those that set the peak
+MOST_TEXT = 400_000  # characters of the sources that the page shows
+
+
+def write_report(net: Net, training: Graph | None, batches: tuple[int, int], path: Path,
+                 file: str, settings: Mapping[str, str]) -> int:
+    """Write the page of a model; gives its size in bytes.
+
+    `training` is its training step, if any; `batches` are those of the memory of inference and
+    of training. Raises Failure E612 without the layout library, E704 where it cannot be written.
+    """
+    page = render_page(net.graph.name, report_data(net, training, batches, file, settings))
+    data = page.encode()
+    write_durable(path, data)
+    return len(data)
+
+
+def training_step_of(net: Net, file: str, choice: str, settings: Mapping[str, str]
+                     ) -> tuple[Graph, int] | None:
+    """The step and the batch of the recipe that trains a model: the chosen, else the first."""
+    loaded = load(file)
+    name = net.definition.name
+    able = [key for key, recipe in loaded.module.recipes.items()
+            if isinstance(recipe.model.func, ast.Name) and recipe.model.func.id == name]
+    if not able:
+        return None
+    training = loaded.recipe(choice if choice in able else able[0], **settings)
+    training.net.sizes.update(net.sizes)
+    return training.step(0), training.recipe.batch
+
+
+def render_page(title: str, data: Mapping[str, Any]) -> str:
+    """The page with its data; nothing in the data can leave its place."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    folder = files(PAGE)
+    parts = {"title": html.escape(f"{title} - Lamina report"), "data": text,
+             "style": (folder / "report.css").read_text(encoding="utf-8"),
+             "script": (folder / "report.js").read_text(encoding="utf-8")}
+    first, *rest = (folder / "report.html").read_text(encoding="utf-8").split("{{")
+    pieces = [first]
+    for piece in rest:
+        name, _, after = piece.partition("}}")
+        pieces += [parts[name].encode("utf-8", "replace").decode(), after]
+    return "".join(pieces)
+
+
+def report_data(net: Net, training: Graph | None, batches: tuple[int, int], file: str,
+                settings: Mapping[str, str]) -> dict[str, Any]:
+    """What the page shows, as plain data."""
+    graph = net.graph
+    sizes = example_sizes(graph, 1)
+    drawn = structure(graph, sizes)
+    layout, open_blocks = arrange(drawn), opened(drawn)
+    whole = drawn.boxes[0]
+    memory = [_memory("Inference", graph, batches[0])]
+    if training is not None:
+        memory.append(_memory("Training", training, batches[1]))
+    boxes = [{**_box(box), "row": row, "column": column, "open": is_open}
+             for box, (row, column), is_open in zip(drawn.boxes, layout.places, open_blocks,
+                                                    strict=True)]
+    return {
+        "model": graph.name, "file": file, "version": version(),
+        "parameters": whole.parameters, "macs": whole.macs, "activations": whole.bytes,
+        "inputs": [f"{name}: {type}" for name, type in net.inputs.items()],
+        "outputs": [f"{name}: {type}" for name, type in net.outputs.items()],
+        "settings": [list(pair) for pair in settings.items()], "notes": _notes(graph),
+        "image": _image(drawn), "boxes": boxes, "edges": _edges(drawn, layout),
+        "memory": memory, "sources": _sources(graph, net), "first": _first(drawn),
+    }
+
+
+def _box(box: Box) -> dict[str, Any]:
+    names = ("path", "name", "op", "kind", "parent", "shape", "parameters", "macs", "backward",
+             "bytes", "line", "source")
+    return {**{name: getattr(box, name) for name in names}, "field": _field(box.field)}
+
+
+def _field(field: Field | None) -> Any:
+    if field is None:
+        return None
+    return "all" if field.whole else [_axis(field.height), _axis(field.width)]
+
+
+def _axis(axis: Axis) -> dict[str, float]:
+    return {"size": axis.size, "start": axis.start,
+            "stride": axis.stride if isinstance(axis.stride, int) else float(axis.stride)}
+
+
+def _edges(drawn: Structure, layout: Layout) -> list[dict[str, Any]]:
+    return [{"block": edge.block, "start": edge.start, "end": edge.end, "bends": bends}
+            for edge, bends in zip(drawn.edges, layout.bends, strict=True)]
+
+
+def _image(drawn: Structure) -> dict[str, int] | None:
+    """The plane that receptive fields lie in: the first input of four axes."""
+    for box in drawn.boxes:
+        if box.kind == "input" and len(box.shape) == 4:
+            height, width = box.shape[2:]
+            if isinstance(height, int) and isinstance(width, int):
+                return {"height": height, "width": width}
+    return None
+
+
+def _first(drawn: Structure) -> int:
+    """The layer that is chosen when the page opens: the first that has a field, else the first."""
+    boxes = drawn.boxes
+    shown = [i for i, box in enumerate(boxes) if i and box.kind not in ("input", "output")]
+    fields = [i for i in shown if boxes[i].field is not None and not boxes[i].field.whole]
+    return next(iter(fields or shown), 0)
+
+
+def _notes(graph: Graph) -> list[str]:
+    free = {name: size for name, size in example_sizes(graph, 0).items() if size}
+    if not free:
+        return []
+    chosen = ", ".join(f"{name} = {size}" for name, size in free.items())
+    return [f"computed for {chosen}, which the model leaves open; --input sets other sizes"]
+
+
+def _sources(graph: Graph, net: Net) -> list[dict[str, str]]:
+    """The texts that layers are written in, the model's own first."""
+    found = {net.definition.node.span.source.name: net.definition.node.span.source.text}
+    for scope in graph.scopes:
+        if scope.span is not None:
+            found.setdefault(scope.span.source.name, scope.span.source.text)
+    room, kept = MOST_TEXT, []
+    for name, text in found.items():
+        room -= len(text)
+        if room >= 0:
+            kept.append({"name": Path(name).name, "text": text})
+    return kept
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
+    program = lower(run_passes(graph)[-1].graph, vector_width())
+    plan = make_plan(program, {**example_sizes(graph, batch), THREADS: 1})
+    live = live_bytes(plan, len(program.steps))
+    peak = max(live, default=0)
+    at = live.index(peak) if live else 0
+    return {"name": name, "title": f"{name}, batch {batch}, one thread",
+            "note": f"temporary values, batch {batch}", "arena": plan.arena_bytes,
+            "steps": [step.label or "step" for step in program.steps], "live": live,
+            "peak": peak, "at": at, "tensors": _tensors(program, plan, at)}
+
+
+def live_bytes(plan: Plan, steps: int) -> list[int]:
+    """The bytes of temporary values that are live at each step."""
+    changes = [0] * (steps + 1)
+    for root in plan.offsets:
+        first, last = plan.lives[root]
+        changes[min(first, steps)] += plan.sizes[root]
+        changes[min(last + 1, steps)] -= plan.sizes[root]
+    found, total = [], 0
+    for change in changes[:steps]:
+        total += change
+        found.append(total)
+    return found
+
+
+def _tensors(program: Program, plan: Plan, at: int) -> list[dict[str, Any]]:
+    """The largest temporary values that are live at a step."""
+    live = [root for root in plan.offsets if plan.lives[root][0] <= at <= plan.lives[root][1]]
+    live.sort(key=lambda root: -plan.sizes[root])
+    return [{"label": program.buffers[root].label, "shape": list(plan.shapes[root]),
+             "bytes": plan.sizes[root], "line": _line(program, plan, root)}
+            for root in live[:MOST_TENSORS]]
+
+
+def _line(program: Program, plan: Plan, root: int) -> int:
+    """The source line of the step that first writes a value."""
+    first = plan.lives[root][0]
+    return program.steps[first].line if first < len(program.steps) else 0

@@ -1,0 +1,82 @@
+"""What a report says of a model: boxes, edges, sums and places, without a browser."""
+
+import pytest
+
+import lamina
+from lamina.commands.bench import example_sizes
+from lamina.commands.layered import arrange
+from lamina.commands.report import live_bytes, render_page
+from lamina.compiler.inspect.cost import summarize
+from lamina.compiler.inspect.report import BORDER, structure
+
+HOSTILE = "</script><script>alert(1)</script><!--"
+
+
+def drawn(name, model=None):
+    graph = lamina.load(name).model(model).graph
+    return graph, structure(graph, example_sizes(graph, 1))
+
+
+@pytest.mark.parametrize("name, model", [("lenet5", None), ("unet", None), ("resnet", "ResNet18")])
+def test_the_model_is_the_sum_of_its_layers(name, model):
+    # The header, the blocks and the rows of the table must tell the same story.
+    graph, found = drawn(name, model)
+    leaves = [box for box in found.boxes if box.kind not in ("block", "input", "output")]
+    for figure in ("parameters", "macs", "backward", "bytes"):
+        total = sum(getattr(box, figure) for box in leaves)
+        assert getattr(found.boxes[0], figure) == total, figure
+    assert found.boxes[0].parameters == summarize(graph).parameters
+
+
+def test_backward_work_leaves_out_the_gradient_of_the_image():
+    # The first layer needs the gradient of its weights alone, the others of both operands.
+    _, found = drawn("lenet5")
+    boxes = {box.path: box for box in found.boxes}
+    assert (boxes["c1"].macs, boxes["c1"].backward) == (117_600, 117_600)
+    assert (boxes["c3"].macs, boxes["c3"].backward) == (240_000, 480_000)
+
+
+def test_edges_stay_within_their_block():
+    # Blocks fold because each is drawn by itself.
+    _, found = drawn("resnet", "ResNet18")
+    for edge in found.edges:
+        for end in (edge.start, edge.end):
+            assert end == BORDER or found.boxes[end].parent == edge.block
+
+
+def test_a_skip_connection_bends_around_what_it_skips():
+    # U-Net's four skips are what its picture is about.
+    _, found = drawn("unet")
+    layout = arrange(found)
+    paths = [box.path for box in found.boxes]
+    bends = {(paths[edge.start], paths[edge.end]): bend
+             for edge, bend in zip(found.edges, layout.bends, strict=True) if edge.block == 0}
+    lengths = [len(bends[f"down{n}", f"up{n}"]) for n in (1, 2, 3, 4)]
+    assert lengths == [11, 8, 5, 2]
+
+
+def test_layers_come_before_what_reads_them():
+    # Rows run downwards in every block.
+    _, found = drawn("resnet", "ResNet18")
+    layout = arrange(found)
+    for edge in found.edges:
+        if BORDER not in (edge.start, edge.end):
+            assert layout.places[edge.start][0] < layout.places[edge.end][0]
+
+
+def test_hostile_text_stays_data():
+    # A comment or a name in a model file must not become part of the page.
+    page = render_page(HOSTILE, {"name": HOSTILE + "\u2028"})
+    assert page.count("</script>") == 2
+    assert "<script>alert" not in page
+    assert page.index("default-src 'none'") < page.index("<style>")
+
+
+def test_live_bytes_are_what_is_held_at_each_step():
+    # The area under the memory chart.
+    class Plan:
+        offsets = {0: 0, 1: 64}
+        lives = ((0, 1), (1, 2))
+        sizes = (8, 4)
+
+    assert live_bytes(Plan, 3) == [8, 12, 4]

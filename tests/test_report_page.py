@@ -1,0 +1,143 @@
+"""The report's page in a real browser: what a click shows, and that nothing is loaded."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lamina.cli import main
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
+By = pytest.importorskip("selenium.webdriver.common.by").By
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver")
+
+HOSTILE = """# </script><script>document.title = 'broken out'</script>
+model Small {
+  input image: f32[B, 1, 8, 8]
+  output logits = image -> c1: conv(2, kernel=3, padding=1) -> flatten -> head: linear(3)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that keeps its console and its network log."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900",
+                 "--disable-dev-shm-usage", "--disable-background-networking",
+                 "--allow-file-access-from-files", f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the pages are."""
+    return tmp_path_factory.mktemp("pages")
+
+
+def opened(browser, folder, model, *more):
+    """The page of a model, open in the browser, with its console and loads looked at."""
+    page = folder / "page.html"
+    found = CliRunner().invoke(main, ["report", str(model), "-o", str(page), *more],
+                               catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    browser.get(page.as_uri())
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    return browser
+
+
+def node(browser, path):
+    """The box of a layer; None where it is folded away."""
+    index = browser.execute_script(
+        "return boxes.findIndex((box) => box.path === arguments[0])", path)
+    found = browser.find_elements(By.CSS_SELECTOR, f'.box[data-index="{index}"]')
+    return found[0] if found else None
+
+
+def click(browser, element):
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))",
+                           element)
+
+
+def text(browser, name):
+    return browser.find_element(By.ID, name).text
+
+
+def test_a_click_on_a_layer_shows_its_field(browser, folder):
+    # LeNet-5's numbers, as the layer table has them: c3 sees 14 of 32 positions, 2 apart.
+    page = opened(browser, folder, "lenet5")
+    click(page, node(page, "c3"))
+    assert text(page, "chosen") == "c3"
+    assert text(page, "field") == ("Unit (4, 4) of 10×10 sees 14×14: rows 8 to 21, "
+                                   "columns 8 to 21; stride 2.")
+    sees = page.find_element(By.CSS_SELECTOR, ".sees")
+    assert [sees.get_attribute(name) for name in ("x", "y", "width", "height")] == \
+        ["8", "8", "14", "14"]
+    click(page, node(page, "f6"))
+    assert text(page, "field") == "Every unit sees the whole input: 32×32."
+    row = page.find_element(By.CSS_SELECTOR, "tr.selected")
+    assert row.text.startswith("f6")
+
+
+def test_a_field_in_the_padding_is_hatched(browser, folder):
+    # The corner unit of ResNet's first layer sees three rows that are not there.
+    page = opened(browser, folder, "resnet#ResNet18")
+    page.execute_script("select(boxes.findIndex((box) => box.path === 'stem.conv'), {node: true})")
+    for slider in page.find_elements(By.CSS_SELECTOR, "#plane input"):
+        page.execute_script("arguments[0].value = 0; arguments[0].oninput()", slider)
+    assert "rows -3 to 3" in text(page, "field")
+    assert text(page, "field").endswith("The hatched part lies in the padding.")
+    assert page.find_element(By.CSS_SELECTOR, ".sees").get_attribute("height") == "4"
+    assert page.find_element(By.CSS_SELECTOR, ".padding").get_attribute("height") == "7"
+
+
+def test_blocks_fold_and_unfold(browser, folder):
+    # A large model is read block by block; the keyboard does it too.
+    page = opened(browser, folder, "resnet#ResNet18")
+    assert node(page, "stages.0.first") is None
+    click(page, node(page, "stages.0"))
+    assert node(page, "stages.0.first") is not None
+    assert node(page, "stages.0").get_attribute("aria-expanded") == "true"
+    node(page, "stages.0").send_keys("\ue007")  # Enter
+    assert node(page, "stages.0.first") is None
+    page.find_element(By.ID, "unfold").click()
+    assert node(page, "stages.3.rest.0.c2.conv") is not None
+
+
+def test_a_row_opens_what_hides_its_layer(browser, folder):
+    # From the table to the graph.
+    page = opened(browser, folder, "resnet#ResNet18")
+    rows = page.find_elements(By.CSS_SELECTOR, "tbody tr[data-index]")
+    row = next(row for row in rows if row.text.startswith("stages.2.first.proj.conv"))
+    click(page, row)
+    assert "selected" in node(page, "stages.2.first.proj.conv").get_attribute("class")
+    place = node(page, "stages.2.first.proj.conv").rect
+    canvas = page.find_element(By.ID, "canvas").rect
+    assert canvas["x"] < place["x"] < canvas["x"] + canvas["width"]
+
+
+def test_the_table_sorts(browser, folder):
+    # The costliest layer is a click away.
+    page = opened(browser, folder, "lenet5")
+    page.find_element(By.CSS_SELECTOR, 'button[title="Sort by MACs"]').click()
+    first = page.find_element(By.CSS_SELECTOR, "#layers tbody tr")
+    assert " ".join(first.text.split()) == \
+        "c3 conv [B, 16, 10, 10] 2,416 240,000 480,000 6.25 KiB 14 / 2 8"
+
+
+def test_hostile_text_does_not_break_out(browser, folder):
+    # A model file of unknown origin is text, in the page as everywhere.
+    path = Path(folder) / "hostile.lam"
+    path.write_text(HOSTILE)
+    page = opened(browser, folder, path)
+    assert page.title == "Small - Lamina report"
+    assert "</script><script>" in text(page, "texts")
