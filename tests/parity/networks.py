@@ -222,6 +222,41 @@ def small_resnet(n=3, channels=3, classes=10):
                  pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(out, classes))
 
 
+# --- the detector -------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """Scores of classes at each position; what else it finds is kept in `sides` and `central`."""
+
+    def __init__(self, classes=10, width=32, depth=2):
+        super().__init__()
+        self.stem = conv_bn(3, width // 2, 3, 2)
+        self.first = basic(width // 2, width, 2, False)[0]
+        self.second = basic(width, 2 * width, 2, False)[0]
+        self.third = basic(2 * width, 2 * width, 1, False)[0]
+        for tower in ("class_tower", "box_tower"):
+            layers = nn.Sequential(*(named(norm=conv_bn(2 * width, 2 * width))
+                                     for _ in range(depth)))
+            self.add_module(tower, named(layers=layers))
+        for head, out in (("class_head", classes), ("side_head", 4), ("center_head", 1)):
+            self.add_module(head, nn.Conv2d(2 * width, out, 3, padding=1))
+
+    def forward(self, x):
+        def through(tower, x):
+            for layer in tower.layers:
+                x = F.relu(layer(x))
+            return x
+
+        def listed(x):
+            return x.flatten(2).movedim(1, 2)
+
+        x = self.third(self.second(self.first(F.relu(self.stem(x)))))
+        around = through(self.box_tower, x)
+        self.sides = F.softplus(listed(self.side_head(around))) * 8
+        self.central = listed(self.center_head(around))[..., 0]
+        return listed(self.class_head(through(self.class_tower, x))) - 4.6
+
+
 # --- MobileNet ----------------------------------------------------------------------------------
 
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1),
@@ -340,6 +375,7 @@ TWINS = {
     "lenet5_1998.LeNet5of1998": lenet5_1998,
     "alexnet.AlexNet": alexnet,
     "alexnet.AlexNet2012": alexnet2012,
+    "detector.Detector": Detector,
     "vgg.VGG": vgg,
     **{f"vgg.VGG{n}": partial(vgg, depths=depths) for n, depths in _VGG.items()},
     **{f"vgg.VGG{n}BN": partial(vgg, depths=depths, norm=True) for n, depths in _VGG.items()},
