@@ -52,7 +52,8 @@ def v2(width):
 def test_figures_by_formula(model, formula, width):
     # The tool counts what the graph holds; here the papers' tables are added up by hand.
     layers, channels = formula(width)
-    summary = select_net("mobilenet", model, {"width": str(width)}, {"image": "1x3x224x224"}).summary()
+    net = select_net("mobilenet", model, {"width": str(width)}, {"image": "1x3x224x224"})
+    summary = net.summary()
     assert summary.parameters == sum(p for p, _ in layers) + channels * 1000 + 1000
     assert summary.macs == sum(m for _, m in layers) + channels * 1000
 
