@@ -66,21 +66,22 @@ class Case:
 
 _ALEXNET = {"classes": 7, "hidden": 48}
 _VGG = {"classes": 7, "size": 64, "width": 8, "hidden": 48}
-# The smallest of each family in which every construct occurs.
+# The smallest of each family in which every construct occurs. Of some dozen seeds each has the one
+# whose activations stay farthest from 0.
 SMALL = {case.model: case for case in (
     Case("lenet5.LeNet5", (6, 1, 32, 32)),
     Case("lenet5_1998.LeNet5of1998", (6, 1, 32, 32)),
-    Case("alexnet.AlexNet", (2, 3, 224, 224), _ALEXNET),
-    Case("alexnet.AlexNet2012", (2, 3, 227, 227), _ALEXNET),
-    Case("vgg.VGG11", (2, 3, 64, 64), _VGG),
-    Case("vgg.VGG11BN", (4, 3, 64, 64), _VGG),
-    Case("resnet.ResNet18", (3, 3, 64, 96), {"classes": 7, "depths": [1, 2, 1, 1]}),
-    Case("resnet.ResNet50", (3, 3, 64, 96), {"classes": 7, "depths": [2, 1, 1, 1]}),
-    Case("resnet.ResNet50v1", (3, 3, 64, 96), {"classes": 7, "depths": [1, 2, 1, 1]}),
-    Case("cifar_resnet.SmallResNet", (4, 3, 32, 32), {"n": 2}),
-    Case("unet.UNet", (2, 1, 188, 188), {"width": 4, "size": 188}),
-    Case("unet.UNetBN", (2, 1, 188, 188), {"width": 4, "size": 188}),
-    Case("unet.UNetSame", (2, 1, 64, 64), {"width": 4, "size": 64}),
+    Case("alexnet.AlexNet", (2, 3, 224, 224), _ALEXNET, 16),
+    Case("alexnet.AlexNet2012", (2, 3, 227, 227), _ALEXNET, 4),
+    Case("vgg.VGG11", (2, 3, 64, 64), _VGG, 17),
+    Case("vgg.VGG11BN", (4, 3, 64, 64), _VGG, 21),
+    Case("resnet.ResNet18", (3, 3, 64, 96), {"classes": 7, "depths": [1, 2, 1, 1]}, 18),
+    Case("resnet.ResNet50", (3, 3, 64, 96), {"classes": 7, "depths": [2, 1, 1, 1]}, 11),
+    Case("resnet.ResNet50v1", (3, 3, 64, 96), {"classes": 7, "depths": [1, 2, 1, 1]}, 22),
+    Case("cifar_resnet.SmallResNet", (4, 3, 32, 32), {"n": 2}, 1),
+    Case("unet.UNet", (2, 1, 188, 188), {"width": 4, "size": 188}, 5),
+    Case("unet.UNetBN", (2, 1, 188, 188), {"width": 4, "size": 188}, 4),
+    Case("unet.UNetSame", (2, 1, 64, 64), {"width": 4, "size": 64}, 21),
     Case("detector.Detector", (2, 3, 64, 48), {"classes": 5, "width": 8}),
     Case("mobilenet.MobileNet", (3, 3, 64, 96), {"classes": 7, "width": 0.25}),
     Case("mobilenet.MobileNetV2", (3, 3, 64, 96), {"classes": 7, "width": 0.35}),
@@ -259,7 +260,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no model of the zoo is named {', '.join(wanted)}")
     print(f"{'model':26} {'forward':>9} {'gradient':>9} {'statistic':>10}  ok    time  "
           "parameter of the worst gradient")
-    return 0 if sum(map(compare, cases)) == len(cases) else 1  # all are compared
+    good = [compare(case) for case in cases]  # all of them, also after a failure
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
