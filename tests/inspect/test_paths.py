@@ -68,13 +68,16 @@ def test_start_and_padding_are_those_of_the_article():
 # --- against what units really see --------------------------------------------------------------
 
 THIN = {"lenet5": (96, 32), "resnet": (1600, 32), "cifar_resnet": (640, 4), "alexnet": (448, 96),
-        "vgg": (352, 32), "unet": (572, 188)}
+        "vgg": (352, 32), "unet": (572, 188), "mobilenet": (1088, 32), "lenet5_1998": (96, 32),
+        "detector": (320, 32)}
 NARROW = {
     "resnet.lam": [(r"ConvBN\(64, kernel=7", "ConvBN(2, kernel=7"), (r"64 \* 2 \*\* i", "2")],
     "cifar_resnet.lam": [(r"\[16, 32, 64\]", "[2, 4, 8]"), (r"ConvBN\(16\)", "ConvBN(2)")],
-    "alexnet.lam": [(r"conv\(\d+", "conv(2"), (r"Classifier\(4096", "Classifier(4")],
-    "vgg.lam": [(r"\[64, 128, 256, 512, 512\]", "[2, 2, 2, 2, 2]"),
-                (r"Classifier\(4096", "Classifier(4")],
+    "alexnet.lam": [(r"conv\(\d+", "conv(2"), (r"hidden: int = 4096", "hidden: int = 4")],
+    "vgg.lam": [(r"width: int = 64", "width: int = 1"),
+                (r"hidden: int = 4096", "hidden: int = 4")],
+    "mobilenet.lam": [(r"width: float = 1.0", "width: float = 0.04")],
+    "detector.lam": [(r"width: int = 32", "width: int = 2"), (r"\(H \+ W\)", "900")],
     "unet.lam": [(r"width: int = 64", "width: int = 1")],
 }
 
