@@ -112,7 +112,7 @@ def read_parameters(net: Net, path: Path) -> dict[str, np.ndarray]:
 def draw_filters(net: Net, params: dict[str, np.ndarray], path: Path) -> str:
     """The filters of the first convolution as tiles; gives their key. Raises Failure E416."""
     ending = chosen(ENDINGS, path.name)
-    key = next((graph_key for graph_key, value in params.items() if value.ndim == 4), None)
+    key = next((key for key in net.parameters if params[key].ndim == 4), None)
     if key is None:
         raise Failure("E416", "the model has no convolution over images",
                       "filters are drawn of models with conv layers")
