@@ -164,8 +164,7 @@ def test_known_figures(body, size, stride):
 
 def test_resnet_50_sees_427():
     # The stride is in the 3x3 convolution here (the 1x1 of the first paper would make it 483).
-    from lamina.tests.parity.twins import RESNET
-    model = lamina.load(RESNET).ResNet(depths=[3, 4, 6, 3])
+    model = lamina.load("resnet").ResNet50()
     fields = [row.field for row in model.summary().layers if row.field and not row.field.whole]
     assert (fields[-1].height.size, fields[-1].height.stride) == (427, 32)
 
