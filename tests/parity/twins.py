@@ -58,10 +58,10 @@ class Case:
         return make(**self.settings, **({"p": 0.0} if training and drops else {}))
 
     def twin(self):
-        """The same from PyTorch, in float64 so that all the rounding seen is ours."""
+        """The same from PyTorch."""
         from lamina.tests.parity import networks
 
-        return networks.TWINS[self.model](**self.settings).double()
+        return networks.TWINS[self.model](**self.settings)
 
 
 _ALEXNET = {"classes": 7, "hidden": 48}
@@ -151,12 +151,13 @@ def is_statistic(key: str) -> bool:
     return key.rpartition(".")[2].startswith("running_")
 
 
-def theirs(case: Case) -> dict[str, np.ndarray]:
-    """The same from PyTorch."""
+def theirs(case: Case, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """The same from PyTorch, in float64 so that all the rounding seen is ours."""
     import torch
 
     weights, images, labels = inputs(case)
-    twin, x = case.twin(), torch.tensor(images).double()
+    twin = case.twin().to(getattr(torch, dtype))
+    x = torch.tensor(images).to(getattr(torch, dtype))
     loaded = twin.load_state_dict({k: torch.tensor(v) for k, v in weights.items()}, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in loaded.missing_keys)
@@ -234,13 +235,19 @@ def worst(found: dict[str, float], *starts: str) -> tuple[float, str]:
 
 
 def compare(case: Case) -> bool:
-    """Print one line of the table; whether all is within its tolerance."""
+    """Print one line of the table; whether all is within its tolerance.
+
+    A gradient that PyTorch's float32 cannot tell better (a max-pool whose two largest values are
+    within rounding) may be as far off as three times its error.
+    """
     start = time.perf_counter()
-    found = errors(ours(case, "cpu"), theirs(case))
+    exact = theirs(case)
+    found = errors(ours(case, "cpu"), exact)
+    limit = worst(errors(theirs(case, "float32"), exact), "grad:")[0]
     forward, _ = worst(found, "loss", "logits", "evaluated")
     (gradient, path), (statistic, _) = worst(found, "grad:"), worst(found, "update:")
-    good = all(error <= tolerance(name) for name, error in found.items())
-    print(f"{case.model:26} {forward:9.1e} {gradient:9.1e} {statistic:10.1e}  "
+    good = max(forward, statistic) <= FORWARD and gradient <= max(GRADIENT, 3 * limit)
+    print(f"{case.model:26} {forward:9.1e} {statistic:10.1e} {gradient:9.1e} {limit:10.1e}  "
           f"{'ok' if good else 'NO':3} {time.perf_counter() - start:5.0f} s  {path}", flush=True)
     return good
 
@@ -258,8 +265,8 @@ def main(arguments: list[str]) -> int:
              if not wanted or any(one.lower() in name.lower() for one in wanted)]
     if not cases:
         parser.error(f"no model of the zoo is named {', '.join(wanted)}")
-    print(f"{'model':26} {'forward':>9} {'gradient':>9} {'statistic':>10}  ok    time  "
-          "parameter of the worst gradient")
+    print(f"{'model':26} {'forward':>9} {'statistic':>10} {'gradient':>9} {'PyTorch32':>10}  "
+          "ok     time  parameter of the worst gradient")
     good = [compare(case) for case in cases]  # all of them, also after a failure
     return 0 if all(good) else 1
 
