@@ -237,17 +237,16 @@ def worst(found: dict[str, float], *starts: str) -> tuple[float, str]:
 def compare(case: Case) -> bool:
     """Print one line of the table; whether all is within its tolerance.
 
-    A gradient that PyTorch's float32 cannot tell better (a max-pool whose two largest values are
-    within rounding) may be as far off as three times its error.
+    Beside it stands the error of PyTorch's own float32, which no tolerance depends on.
     """
     start = time.perf_counter()
     exact = theirs(case)
     found = errors(ours(case, "cpu"), exact)
-    limit = worst(errors(theirs(case, "float32"), exact), "grad:")[0]
+    other = worst(errors(theirs(case, "float32"), exact), "grad:")[0]
     forward, _ = worst(found, "loss", "logits", "evaluated")
     (gradient, path), (statistic, _) = worst(found, "grad:"), worst(found, "update:")
-    good = max(forward, statistic) <= FORWARD and gradient <= max(GRADIENT, 3 * limit)
-    print(f"{case.model:26} {forward:9.1e} {statistic:10.1e} {gradient:9.1e} {limit:10.1e}  "
+    good = max(forward, statistic) <= FORWARD and gradient <= GRADIENT
+    print(f"{case.model:26} {forward:9.1e} {statistic:10.1e} {gradient:9.1e} {other:10.1e}  "
           f"{'ok' if good else 'NO':3} {time.perf_counter() - start:5.0f} s  {path}", flush=True)
     return good
 
