@@ -489,11 +489,12 @@ def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: s
     A picture goes through the transforms of the file's recipe. Needs lamina[plots].
     """
     from lamina.commands import plots, prediction
+    from lamina.commands.training import read_weights
 
     if (at is None) != (picture is None):
         raise click.UsageError("--at and --input belong together: a layer and a picture")
     net = _net(file, settings, ())
-    params = plots.read_parameters(net, Path(weights))
+    params = read_weights(net.init(), Path(weights))
     if at is None or picture is None:
         click.echo(f"wrote {out}: {plots.draw_filters(net, params, out)}")
         return

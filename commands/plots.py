@@ -12,12 +12,11 @@ import numpy as np
 
 from lamina.api import Net, Run
 from lamina.commands.layered import chosen, optional
-from lamina.commands.training import weights_file
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.rewrite import copy_into
 from lamina.compiler.options import Options
-from lamina.runtime.checkpoint import CheckpointError, load_weights, require_fit, write_durable
+from lamina.runtime.checkpoint import CheckpointError, write_durable
 from lamina.runtime.errors import Failure, show
 from lamina.runtime.logs import NAME, read_log
 
@@ -95,18 +94,6 @@ def _curve(axes: Any, records: Sequence[dict[str, Any]], name: str, kind: str, s
 
 
 # --- weights and feature maps -------------------------------------------------------------------
-
-
-def read_parameters(net: Net, path: Path) -> dict[str, np.ndarray]:
-    """A model's weights from a run's folder or a safetensors file. Raises Failure E701, E703."""
-    file = weights_file(path)
-    if not file.exists():
-        raise CheckpointError("E701", f"there is no {show(file)}", "give the folder of a run, "
-                              "such as runs/NAME, or a safetensors file")
-    params = {key: value for key, value in load_weights(file).items()
-              if not key.startswith("optimizer/")}
-    require_fit(params, net.init(0), str(file))
-    return params
 
 
 def draw_filters(net: Net, params: dict[str, np.ndarray], path: Path) -> str:

@@ -27,7 +27,7 @@ from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.pairs import Pairs
 from lamina.runtime.data.pictures import Pictures, decode, encode_mask
 from lamina.runtime.data.sources import Arrays, Source
-from lamina.runtime.data.split import Subset
+from lamina.runtime.data.split import undivided
 from lamina.runtime.data.stage import Stage
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
@@ -208,7 +208,7 @@ def as_json(one: Prediction) -> dict[str, Any]:
 
 
 def _open(training: Training, options: Options, weights: Path) -> _Model:
-    params = read_weights(training, weights)
+    params = read_weights(training.initial(), weights)
     job, graph = training.job(), training.net.graph
     state = _state(weights_file(weights))
     data = _data(job.valid or job.train, Path(job.folder), state)
@@ -321,7 +321,7 @@ def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarra
 
 def _files(source: Source) -> Pictures | Pairs | None:
     """The picture files that a source reads, if it reads such."""
-    whole = source.source if isinstance(source, Subset) else source
+    whole = undivided(source)
     return whole if isinstance(whole, Pictures | Pairs) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def initial_weights(training: Training, report: Callback = lambda event: None
 
 def run_evaluation(training: Training, options: Options, weights: Path) -> dict[str, float]:
     """Averages of loss and metrics over the recipe's held-out data."""
-    job, params = training.job(), read_weights(training, weights)
+    job, params = training.job(), read_weights(training.initial(), weights)
     if not job.valid:
         raise DataError("E605", f"recipe `{show(job.recipe)}` has no held-out data",
                         "add a line to it: data valid = ...", training.recipe.span.line)
@@ -69,13 +70,16 @@ def weights_file(path: Path) -> Path:
     return path / BEST if (path / BEST).exists() else path / LAST
 
 
-def read_weights(training: Training, path: Path) -> dict[str, np.ndarray]:
-    """Weights from a run's folder (the best, else the last) or a safetensors file."""
+def read_weights(initial: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Weights that fit `initial`, from a run's folder (the best, else the last) or a file.
+
+    Raises CheckpointError E701 and those of `load_weights` and `require_fit`.
+    """
     path = weights_file(path)
     if not path.exists():
         raise CheckpointError("E701", f"there is no {show(path)}", "give the folder of a run, "
                               "such as runs/NAME, or a safetensors file")
     params = {key: value for key, value in load_weights(path).items()
               if not key.startswith("optimizer/")}
-    require_fit(params, training.initial(), str(path))
+    require_fit(params, initial, str(path))
     return params

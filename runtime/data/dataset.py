@@ -10,9 +10,9 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.mixing import Mixup, check_mixup, mix, one_hot
-from lamina.runtime.data.pairs import Pairs
+from lamina.runtime.data.pairs import MASK, Pairs
 from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_source
-from lamina.runtime.data.split import Subset, check_split, split_source
+from lamina.runtime.data.split import check_split, split_source, undivided
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
     MOVING,
@@ -25,7 +25,6 @@ from lamina.runtime.data.transforms import (
 from lamina.runtime.errors import did_you_mean, show
 
 MAX_STAGES = 100
-MASK = "mask"  # the field that follows a picture where transforms move its pixels
 _FIELDS = ("image", "label")
 _CHECKS = {"shuffle": lambda: None, "split": check_split, "mixup": check_mixup}
 _OTHERS = tuple(_CHECKS)  # neither a source nor a transform of one picture
@@ -359,7 +358,7 @@ def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int])
 
 
 def _check_limit(dataset: Dataset, name: str, limit: int) -> None:
-    whole = dataset.source.source if isinstance(dataset.source, Subset) else dataset.source
+    whole = undivided(dataset.source)
     if isinstance(whole, Pairs):  # `classes` bounds what its files hold
         _check_count(whole.count or 0, limit)
         return

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.pictures import Memory, decode, decode_classes, list_pictures
+from lamina.runtime.data.pictures import (
+    Memory,
+    decode,
+    decode_classes,
+    list_pictures,
+    sound_examples,
+)
 from lamina.runtime.errors import show
+
+MASK = "mask"  # the field that follows a picture where transforms move its pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Pairs:
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of what `read` gives."""
-        return ("image", "mask")
+        return ("image", MASK)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -45,20 +52,20 @@ class Pairs:
         """Pictures uint8 [C, H, W] and masks of their size, as lists: sizes may differ."""
         numbers = [int(index) for index in indices]
         return {"image": [self._picture(index) for index in numbers],
-                "mask": [self._mask(index) for index in numbers]}
+                MASK: [self._mask(index) for index in numbers]}
 
     def column(self, field: str) -> np.ndarray:
         """A pair has no number of its own. Raises DataError E611."""
         raise DataError("E611", f"`{show(field)}` holds pictures, not one whole number each")
 
     def _picture(self, index: int) -> np.ndarray:
-        return self.memory.get(index, lambda: decode(self.files[index], self.size, self.channels))
+        path = self.files[index]
+        return self.memory.get(path, lambda: decode(path, self.size, self.channels))
 
     def _mask(self, index: int) -> np.ndarray:
-        path = self.masks[index]
-        if self.count is None:
-            return self.memory.get(~index, lambda: decode(path, self.size, 1))
-        return self.memory.get(~index, lambda: decode_classes(path, self.size, self.count))
+        path, count = self.masks[index], self.count
+        return self.memory.get((path, MASK), lambda: decode(path, self.size, 1) if count is None
+                               else decode_classes(path, self.size, count))
 
 
 def open_pairs(images: Path, masks: Path, size: int | tuple[int, int] | None, channels: int,
@@ -80,20 +87,6 @@ def open_pairs(images: Path, masks: Path, size: int | tuple[int, int] | None, ch
 
 def _sound(folder: Path, pairs: Pairs) -> Pairs:
     """Without the pairs of which one file is damaged."""
-    good, skipped = [], []
-    for index in range(len(pairs)):
-        try:
-            pairs.read(np.array([index]))
-            good.append(index)
-        except DataError as error:
-            if error.code != "E604":
-                raise
-            skipped.append(pairs.name(index))
-    if not good:
-        raise DataError("E605", f"every pair in {show(folder)} is damaged")
-    return Pairs(_chosen(pairs.files, good), _chosen(pairs.masks, good), pairs.size,
-                 pairs.channels, pairs.count, tuple(skipped))
-
-
-def _chosen(files: Sequence[Path], indices: Sequence[int]) -> tuple[Path, ...]:
-    return tuple(files[index] for index in indices)
+    good, skipped = sound_examples(pairs, f"every pair in {show(folder)} is damaged")
+    return replace(pairs, files=tuple(pairs.files[i] for i in good),
+                   masks=tuple(pairs.masks[i] for i in good), skipped=skipped)

@@ -6,9 +6,10 @@ import colorsys
 import io
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,22 +28,22 @@ class Memory:
     """Decoded pictures kept up to a budget of bytes; safe for threads."""
 
     budget: int = KEEP_BYTES
-    held: dict[int, np.ndarray] = field(default_factory=dict)
+    held: dict[Hashable, np.ndarray] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def keep(self, index: int, picture: np.ndarray) -> None:
+    def keep(self, key: Hashable, picture: np.ndarray) -> None:
         """Keep a picture if the budget allows."""
         with self.lock:
-            if index not in self.held and picture.nbytes <= self.budget:
-                self.held[index] = picture
+            if key not in self.held and picture.nbytes <= self.budget:
+                self.held[key] = picture
                 self.budget -= picture.nbytes
 
-    def get(self, index: int, decoded: Callable[[], np.ndarray]) -> np.ndarray:
-        """The picture kept under a number, decoded where it is not held."""
-        picture = self.held.get(index)
+    def get(self, key: Hashable, decoded: Callable[[], np.ndarray]) -> np.ndarray:
+        """The picture kept under a key, such as its file, decoded where it is not held."""
+        picture = self.held.get(key)
         if picture is None:
             picture = decoded()
-            self.keep(index, picture)
+            self.keep(key, picture)
         return picture
 
 
@@ -81,7 +82,8 @@ class Pictures:
         return self.labels
 
     def _picture(self, index: int) -> np.ndarray:
-        return self.memory.get(index, lambda: decode(self.files[index], self.size, self.channels))
+        path = self.files[index]
+        return self.memory.get(path, lambda: decode(path, self.size, self.channels))
 
 
 def open_pictures(
@@ -206,23 +208,42 @@ def _target(size: int | tuple[int, int], width: int, height: int) -> tuple[int, 
 
 def _sound(folder: Path, pictures: Pictures) -> Pictures:
     """Without the damaged pictures."""
+    good, skipped = sound_examples(pictures, f"every picture in {show(folder)} is damaged")
+    return replace(pictures, files=tuple(pictures.files[i] for i in good),
+                   labels=pictures.labels[good], skipped=skipped)
+
+
+class Readable(Protocol):
+    """Examples in files that may be damaged."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The file of an example."""
+        ...
+
+    def read(self, indices: np.ndarray) -> Any:
+        """Examples by field. Raises DataError E604 for a damaged file."""
+        ...
+
+
+def sound_examples(source: Readable, none: str) -> tuple[list[int], tuple[str, ...]]:
+    """The examples that can be read, and the names of the others; reads all of them.
+
+    Raises DataError E605 with the message `none` where no example is sound.
+    """
     good, skipped = [], []
-    for index in range(len(pictures)):
+    for index in range(len(source)):
         try:
-            pictures.read(np.array([index]))
+            source.read(np.array([index]))
             good.append(index)
         except DataError as error:
             if error.code != "E604":
                 raise
-            skipped.append(pictures.name(index))
+            skipped.append(source.name(index))
     if not good:
-        raise DataError("E605", f"every picture in {show(folder)} is damaged")
-    held = pictures.memory.held
-    memory = Memory(pictures.memory.budget, {k: held[i] for k, i in enumerate(good) if i in held})
-    return Pictures(
-        tuple(pictures.files[i] for i in good), pictures.labels[good], pictures.classes,
-        pictures.size, pictures.channels, tuple(skipped), memory,
-    )
+        raise DataError("E605", none)
+    return good, tuple(skipped)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

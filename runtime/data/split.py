@@ -77,6 +77,11 @@ def split_source(source: Source, part: str, share: float, seed: int) -> Subset:
     return Subset(source, np.flatnonzero(valid if part == "valid" else ~valid))
 
 
+def undivided(source: Source) -> Source:
+    """The source that a part was taken of; any other source itself."""
+    return source.source if isinstance(source, Subset) else source
+
+
 def _labels(source: Source) -> np.ndarray:
     """The class of each example; one class where the source has no labels."""
     if "label" not in source.fields:
