@@ -251,10 +251,10 @@ class Detector(nn.Module):
             return x.flatten(2).movedim(1, 2)
 
         x = self.third(self.second(self.first(F.relu(self.stem(x)))))
-        around = through(self.box_tower, x)
+        named, around = through(self.class_tower, x), through(self.box_tower, x)
         self.sides = F.softplus(listed(self.side_head(around))) * 8
         self.central = listed(self.center_head(around))[..., 0]
-        return listed(self.class_head(through(self.class_tower, x))) - 4.6
+        return listed(self.class_head(named)) - 4.6
 
 
 # --- MobileNet ----------------------------------------------------------------------------------
