@@ -53,6 +53,7 @@ from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
 from lamina.runtime.data.stage import Stage as DataStage
+from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
 from lamina.runtime.program import Program
@@ -178,6 +179,14 @@ class Net:
     def parameters(self) -> dict[str, TensorType]:
         """Parameters and running statistics by path."""
         return {key: self.graph.type(value) for key, value in self.graph.params.items()}
+
+    @property
+    def detects(self) -> bool:
+        """Whether there are outputs boxes [B, N, 4], scores [B, N] and labels [B, N]."""
+        if not set(OUTPUTS) <= set(self.outputs):
+            return False
+        boxes, scores, labels = (self.outputs[name].shape for name in OUTPUTS)
+        return scores == labels and boxes == (*scores, 4)
 
     def summary(self) -> Summary:
         """The layer table with exact parameters, multiply-accumulates and receptive fields."""
@@ -392,7 +401,17 @@ class Training:
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
             valid=_pipeline(recipe, "valid"), seed=recipe.seed,
             metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
-            folder=str(_data_folder(self.module)), version=version())
+            folder=str(_data_folder(self.module)), version=version(), truth=self._truth())
+
+    def _truth(self) -> tuple[str, str] | None:
+        """The targets that hold a detector's true boxes [B, M, 4] and their kinds [B, M]."""
+        if not self.net.detects:
+            return None
+        graph = self.forward.graph
+        types = {name: graph.type(graph.inputs[name]) for name in self.forward.targets}
+        pairs = [(boxes, kinds) for boxes, one in types.items() for kinds, other in types.items()
+                 if one.shape == (*other.shape, 4) and other.rank == 2 and other.dtype == "i32"]
+        return pairs[0] if len(pairs) == 1 else None
 
     def _inputs(self) -> list[Input]:
         graph = self.forward.graph

@@ -255,7 +255,7 @@ def evaluate(file: str, weights: str, overrides: tuple[str, ...], target: str,
 @THREADS
 @click.option("--invert", is_flag=True, help="Swap dark and light, for dark ink on white paper.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.npy",
-              help="Save the first output, a row per example; FILE.png saves a mask's classes.")
+              help="Save the first output, a row per example; FILE.png: a mask or the objects.")
 @JSON
 @guarded
 def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[str, ...],

@@ -12,7 +12,7 @@ import numpy as np
 
 from lamina.api import Runner, Training, make_runner
 from lamina.commands.training import read_weights, weights_file
-from lamina.compiler.ir.types import NUMPY_TYPES, TensorType
+from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.options import Options
 from lamina.runtime.checkpoint import CheckpointError, State, load, write_durable
 from lamina.runtime.data.dataset import (
@@ -25,10 +25,11 @@ from lamina.runtime.data.dataset import (
 )
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.pairs import Pairs
-from lamina.runtime.data.pictures import Pictures, decode, encode_mask
+from lamina.runtime.data.pictures import Pictures, decode, encode_boxes, encode_mask
 from lamina.runtime.data.sources import Arrays, Source
 from lamina.runtime.data.split import undivided
 from lamina.runtime.data.stage import Stage
+from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
 SURE = 0.3  # the least score of an object that is listed; JSON has all of them
@@ -60,6 +61,7 @@ class Prediction:
     label: str = ""
     failure: Failure | None = None
     objects: tuple[Detection, ...] | None = None
+    picture: np.ndarray | None = None  # what a detector saw, float32 [C, H, W]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,9 @@ def _named(argument: str, inputs: Sequence[str]) -> tuple[str, Path]:
 
 
 def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
-    """Write the outputs as one .npy array, a row per example, or one mask as a .png picture.
+    """Write the outputs as one .npy array, a row per example, or one .png picture.
+
+    That is a mask, or what a detector saw with the sure objects drawn over it.
 
     Raises Failure (E609, E612, E704).
     """
@@ -139,7 +143,9 @@ def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
     if not outputs:
         return
     if path.suffix == ".png":
-        write_durable(path, encode_mask(_only_mask(outputs)))
+        one = found[0]
+        drawn = one.picture is not None and len(found) == 1
+        write_durable(path, _drawn(one) if drawn else encode_mask(_only_mask(outputs)))
         return
     shapes = sorted({output.shape for output in outputs})
     if len(shapes) > 1:
@@ -148,6 +154,15 @@ def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
     file = io.BytesIO()
     np.save(file, np.stack(outputs), allow_pickle=False)
     write_durable(path, file.getvalue())
+
+
+def _drawn(one: Prediction) -> bytes:
+    assert one.picture is not None
+    sure = [found for found in one.objects or () if found.score >= SURE]
+    names = sorted({found.label for found in sure})
+    return encode_boxes(one.picture, [found.box for found in sure],
+                        [f"{found.label} {found.score:.0%}" for found in sure],
+                        [names.index(found.label) + 2 for found in sure])
 
 
 def _only_mask(outputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -159,7 +174,8 @@ def _only_mask(outputs: Sequence[np.ndarray]) -> np.ndarray:
     if len(outputs) > 1 or scores.ndim != 3:
         what = f"{len(outputs)} outputs" if len(outputs) > 1 else \
             f"an output of shape {list(scores.shape)}"
-        raise DataError("E609", f"a .png holds one mask [classes, H, W], not {what}",
+        raise DataError("E609", "a .png holds one mask [classes, H, W] or one picture with its "
+                        f"objects, not {what}",
                         "give one picture, or save arrays with --out FILE.npy")
     found = scores[0] > 0 if len(scores) == 1 else scores.argmax(axis=0)
     return found.astype(np.uint8)
@@ -222,18 +238,10 @@ def _open(training: Training, options: Options, weights: Path) -> _Model:
                   {entry.key: name for entry, name in zip(job.inputs, fields, strict=True)},
                   output, kind.rank > 0 and kind.shape[:1] in batches, training.scores_classes,
                   graph.node(dict(graph.outputs)[output]).op.name == "softmax",
-                  _detects(training.net.outputs),
+                  training.net.detects,
                   state.classes if state and state.classes else data.classes,
                   "rng" in graph.inputs,
                   any(stage.name in _RESIZING for stage in job.valid or job.train))
-
-
-def _detects(outputs: Mapping[str, TensorType]) -> bool:
-    """Whether there are boxes [B, N, 4] with scores [B, N] and labels [B, N], by these names."""
-    if not {"boxes", "scores", "labels"} <= set(outputs):
-        return False
-    boxes, scores, labels = (outputs[name].shape for name in ("boxes", "scores", "labels"))
-    return scores == labels and boxes == (*scores, 4)
 
 
 def _state(path: Path) -> State | None:
@@ -269,7 +277,7 @@ def _predict(model: _Model, name: str, files: Mapping[str, Path], invert: bool) 
         raise DataError("E611", f"the model's output for {show(name)} is not finite",
                         "look for NaN or infinity in the file and in the weights")
     if model.detects:
-        return Prediction(name, output, objects=_objects(model, outputs))
+        return Prediction(name, output, objects=_objects(model, outputs), picture=_seen(inputs))
     if not model.scores:
         return Prediction(name, output)
     shares = output.astype(np.float64)
@@ -284,10 +292,16 @@ def _label(model: _Model, number: int) -> str:
 
 def _objects(model: _Model, outputs: Mapping[str, np.ndarray]) -> tuple[Detection, ...]:
     """What a detector kept of one example: boxes whose score is not 0, the surest first."""
-    boxes, scores, labels = (outputs[name][0] for name in ("boxes", "scores", "labels"))
+    boxes, scores, labels = (outputs[name][0] for name in OUTPUTS)
     order = np.argsort(-scores, kind="stable")
     return tuple(Detection(_label(model, int(labels[i])), float(scores[i]),
                            tuple(boxes[i].tolist())) for i in order if scores[i] > 0)
+
+
+def _seen(inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The picture among the inputs, [C, H, W] of one or three channels."""
+    return next((value[0] for value in inputs.values()
+                 if value.ndim == 4 and value.shape[1] in (1, 3)), None)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -53,6 +53,8 @@ class Job:
     last phase may be given more epochs.
     `folder`: where relative paths of data start. Without `valid` there is no evaluation, and
     "best" goes by the training averages.
+    `truth`: the inputs that hold a detector's true boxes and their kinds: its held-out figures
+    then have its average precision.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Job:
     facts: tuple[tuple[str, str], ...] = ()
     folder: str = ""
     version: str = ""
+    truth: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from lamina.runtime.checkpoint import (
 from lamina.runtime.data.batches import Batch, Batches, prefetch
 from lamina.runtime.data.dataset import Dataset, Input, feed, open_data, require_classes
 from lamina.runtime.data.stage import Stage
+from lamina.runtime.detection import Findings
 from lamina.runtime.errors import reason, show
 from lamina.runtime.events import (
     Callback,
@@ -149,7 +150,7 @@ def evaluate(
     data = open_data(stages or job.valid, Path(job.folder), job.seed)
     plan = feed(data, job.inputs)
     require_classes(data, classes)
-    return _averages(eval_runner, Batches(data, job.batch), plan, {}) or {}
+    return _averages(job, eval_runner, Batches(data, job.batch), plan, {}) or {}
 
 
 @dataclass(slots=True)
@@ -303,7 +304,7 @@ class _Run:
         if self.valid is None or self.eval_runner is None:
             return {}
         give(self.eval_runner, self.eval_params, self.session.weights(), "the trained model")
-        found = _averages(self.eval_runner, self.valid, self.valid_plan, self.caught)
+        found = _averages(self.job, self.eval_runner, self.valid, self.valid_plan, self.caught)
         self.ticked = time.perf_counter()
         return found
 
@@ -459,17 +460,20 @@ def _figures(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def _averages(
-    runner: Runner, batches: Batches, plan: tuple, caught: Mapping[str, str]
+    job: Job, runner: Runner, batches: Batches, plan: tuple, caught: Mapping[str, str]
 ) -> dict[str, float] | None:
-    """Averages over all examples; None when a signal came in between."""
-    total = _Progress()
+    """Averages over all examples, and what is no average; None when a signal came in between."""
+    total, found = _Progress(), Findings()
     with prefetch(batches.epoch(0)) as stream:
         for batch in stream:
             inputs = {one.key: one.take(batch.arrays) for one in plan}
-            total.add(_figures(runner.run(inputs)), batch.size)
+            outputs = runner.run(inputs)
+            total.add(_figures(outputs), batch.size)
+            if job.truth:
+                found.add_batch(outputs, *(inputs[key] for key in job.truth))
             if caught:
                 return None
-    return total.averages()
+    return total.averages() | found.averages()
 
 
 def _remove_checkpoints(out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_so
 from lamina.runtime.data.split import check_split, split_source, undivided
 from lamina.runtime.data.stage import Stage, call, check_call
 from lamina.runtime.data.transforms import (
-    MOVING,
     TRANSFORMS,
     Draw,
+    Moving,
     Transform,
     as_float,
     shuffled_order,
@@ -25,6 +26,7 @@ from lamina.runtime.data.transforms import (
 from lamina.runtime.errors import did_you_mean, show
 
 MAX_STAGES = 100
+TRUTH = "truth"  # the field of boxes, which follow where transforms move pixels
 _FIELDS = ("image", "label")
 _CHECKS = {"shuffle": lambda: None, "split": check_split, "mixup": check_mixup}
 _OTHERS = tuple(_CHECKS)  # neither a source nor a transform of one picture
@@ -51,10 +53,9 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A transform at its line of the recipe. `moves`: a mask goes through it as well."""
+    """A transform at its line of the recipe."""
 
     apply: Transform
-    moves: bool = False
     line: int = 0
 
 
@@ -62,7 +63,8 @@ class Step:
 class Dataset:
     """Examples after their transforms, which work on the first field.
 
-    A second field named `mask` follows where pixels move, by the same draws.
+    Other fields named `mask` (pictures) or `truth` (boxes [M, 4]: left, top, right, bottom in
+    pixels) follow where pixels move, by the same draws.
     """
 
     source: Source
@@ -114,18 +116,28 @@ class Dataset:
         flat = MASK in fields and first != MASK and fields[MASK][0].ndim == 2
         if MASK in fields and first != MASK:
             moved[MASK] = _even([value[None] for value in fields[MASK]] if flat else fields[MASK])
-            if any(step.moves for step in self.transforms):
+            if any(isinstance(step.apply, Moving) for step in self.transforms):
                 self._require_alike(moved, indices)
+        boxes = self._boxes(fields)
         for place, step in enumerate(self.transforms):
             draw = Draw(self.seed, epoch, place, indices)
-            for name in moved if step.moves else (first,):
+            before, moves = moved[first], isinstance(step.apply, Moving)
+            for name in moved if moves else (first,):
                 moved[name] = self._apply(step, moved[name], draw)
-        out = dict(fields)
+            if moves and boxes is not None:
+                boxes = _followed(step.apply, boxes, before, draw)
+        out = dict(fields) if boxes is None else {**fields, TRUTH: boxes}
         for name, values in moved.items():
             if not isinstance(values, np.ndarray):
                 raise self._ragged(values, indices)
             out[name] = np.ascontiguousarray(values[:, 0] if flat and name == MASK else values)
         return {key: _number(value) for key, value in out.items()}
+
+    def _boxes(self, fields: Mapping[str, Any]) -> np.ndarray | None:
+        """The field of boxes, if there is one."""
+        boxes = fields.get(TRUTH) if self.fields[0] != TRUTH else None
+        found = isinstance(boxes, np.ndarray) and boxes.dtype == np.float32 and boxes.ndim == 3
+        return boxes if found and boxes.shape[2] == 4 else None
 
     def _require_alike(self, moved: dict, indices: np.ndarray) -> None:
         """E609 unless each mask has its picture's height and width: both move alike."""
@@ -164,6 +176,15 @@ class Dataset:
                          "add center_crop(size), random_crop(size) or resize(size)")
 
 
+def _followed(moving: Transform, boxes: np.ndarray, pictures, draw: Draw) -> np.ndarray:
+    """The boxes [N, M, 4] of the pictures, an array or a list, where `moving` takes them."""
+    assert isinstance(moving, Moving)
+    if isinstance(pictures, np.ndarray):
+        return moving.frame(pictures.shape[2:], draw).place(boxes)
+    return np.concatenate([moving.frame(picture.shape[1:], draw.only(i)).place(boxes[i : i + 1])
+                           for i, picture in enumerate(pictures)])
+
+
 def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0) -> Dataset:
     """The dataset that a pipeline describes; relative paths start at `folder`.
 
@@ -182,8 +203,7 @@ def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
     """A pipeline's fields and transforms with no example: its source is not opened."""
     fields = check_stages(stages)
     rest = [stage for stage in stages[1:] if stage.name not in _OTHERS]
-    transforms = tuple(Step(call(stage, TRANSFORMS[stage.name]), stage.name in MOVING, stage.line)
-                       for stage in rest)
+    transforms = tuple(Step(call(stage, TRANSFORMS[stage.name]), stage.line) for stage in rest)
     shuffled = any(stage.name == "shuffle" for stage in stages)
     arguments = check_call(stages[0], SOURCES[stages[0].name], folder=Path()).arguments
     source = closed_source(stages[0].name, arguments, fields)
@@ -203,7 +223,7 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
         check_stage(stage, index == 0)
     first = stages[0]
     if first.name == "arrays":
-        return tuple(key for key, _ in first.kwargs if key != "file")
+        return tuple(key for key, _ in first.kwargs if key not in ("file", "names"))
     return ("image", MASK) if first.name == "pairs" else _FIELDS
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import colorsys
 import io
+import math
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".t
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")  # none that runs a program
 MAX_PIXELS = 64_000_000
 KEEP_BYTES = 1 << 30  # decoded pictures kept in memory
+_LEGIBLE = 384  # the least width or height of a picture with names drawn over it
 
 
 @dataclass(slots=True)
@@ -150,6 +152,33 @@ def encode_mask(classes: np.ndarray) -> bytes:
     """
     image = _pillow().fromarray(classes)
     image.putpalette([value for index in range(256) for value in _colour(index)])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def encode_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], names: Sequence[str],
+                 colours: Sequence[int]) -> bytes:
+    """A PNG of a picture [C, H, W], its numbers stretched to 0..255, with named boxes over it.
+
+    A box is left, top, right, bottom in pixels. Small pictures are enlarged. Raises DataError E612.
+    """
+    low, high = float(picture.min()), float(picture.max())
+    pixels = np.rint((picture - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
+    factor = max(1, math.ceil(_LEGIBLE / max(pixels.shape[:2])))
+    image = _pillow().fromarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1))
+
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(image)
+    for box, name, colour in zip(boxes, names, colours, strict=True):
+        left, top, right, bottom = (factor * side for side in box)
+        draw.rectangle((left, top, max(right, left), max(bottom, top)), None, _colour(colour), 2)
+        width = draw.textlength(name)
+        at = min(max(0.0, left), image.width - width - 3), max(0.0, top - 13)
+        draw.rectangle((*at, at[0] + width + 3, at[1] + 12), _colour(colour))
+        draw.text((at[0] + 2, at[1]), name, (0, 0, 0))
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -111,16 +111,18 @@ def idx(images: str, labels: str, _folder: Path = Path()) -> Source:
     return _labelled(_folder / text("images", images), _folder / text("labels", labels), ())
 
 
-def arrays(file: str, _folder: Path = Path(), **fields: str) -> Source:
+def arrays(file: str, names: list[str] | None = None, _folder: Path = Path(),
+           **fields: str) -> Source:
     """Arrays of an .npz file: `arrays("digits.npz", image="x", label="y")`.
 
     uint8 arrays [N, H, W] or [N, C, H, W] are pictures; other whole numbers become int32 and
-    real ones float32.
+    real ones float32. `names` are those of the classes, from 0.
     """
     _check_fields(fields)
     path = _folder / text("file", file)
     read = read_npz(path, {key: text(key, value) for key, value in fields.items()})
-    return _in_memory({key: _plain(path, key, array) for key, array in read.items()}, (), path)
+    found = {key: _plain(path, key, array) for key, array in read.items()}
+    return _in_memory(found, _class_names(names), path)
 
 
 def images(
@@ -160,6 +162,16 @@ def pairs(
                       channels, _class_count(classes), skip)
 
 
+def _class_names(names: object) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    rows = names if isinstance(names, list | tuple) else [None]
+    if not rows or not all(isinstance(row, str) and row for row in rows) \
+            or len(set(rows)) < len(rows):
+        raise bad("names", 'a list of different names, as ["cat", "dog"]', names)
+    return tuple(rows)
+
+
 def _class_count(classes: object) -> int | None:
     return None if classes is None else whole("classes", classes, 2, 256)
 
@@ -183,7 +195,8 @@ def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]
         size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
         return Pairs((), (), size, channels, arguments.get("classes"))
     kinds = (np.float32,) * len(fields) if name == "arrays" else (np.uint8, np.int32)
-    return Arrays({key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)})
+    empty = {key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)}
+    return Arrays(empty, _class_names(arguments.get("names")))
 
 
 def _decoded_size(size: Any) -> int | tuple[int, int] | None:
@@ -208,6 +221,8 @@ def check_source(name: str, arguments: Mapping[str, Any]) -> None:
             _check_channels(value)
         elif key == "classes":
             _class_count(value)
+        elif key == "names":
+            _class_names(value)
         elif key in _TEXTS:
             text(key, value)
     if name == "arrays":

@@ -33,6 +33,11 @@ class Draw:
     place: int
     indices: np.ndarray
 
+    @property
+    def count(self) -> int:
+        """How many examples."""
+        return len(self.indices)
+
     def uniform(self, count: int) -> np.ndarray:
         """Numbers in [0, 1) as float32 [N, count], count <= 8."""
         at = self.indices.astype(np.int64)[:, None] * _DRAWS + np.arange(count)
@@ -48,6 +53,48 @@ class Draw:
 
 
 Transform = Callable[[np.ndarray, Draw], np.ndarray]
+Size = tuple[int, ...]  # height and width
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where pixels of pictures go: x becomes `scale` x + `offset`, float32 [N, 2] by (y, x).
+
+    `size` is that of the pictures then.
+    """
+
+    scale: np.ndarray
+    offset: np.ndarray
+    size: Size
+
+    def place(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes [N, M, 4] (left, top, right, bottom), what is outside cut off.
+
+        A box of which nothing is left has no area: four zeros.
+        """
+        scale, offset = self.scale[:, None, ::-1], self.offset[:, None, ::-1]
+        corners = [boxes[..., :2] * scale + offset, boxes[..., 2:] * scale + offset]
+        most = np.array(self.size[::-1], np.float32)
+        low, high = (np.clip(order(*corners), 0, most) for order in (np.minimum, np.maximum))
+        seen = (low < high).all(axis=-1, keepdims=True)
+        return np.where(seen, np.concatenate([low, high], axis=-1), 0).astype(np.float32)
+
+
+def _frame(size: Size, offset: np.ndarray, scale: np.ndarray | tuple = (1, 1)) -> Frame:
+    offset = np.asarray(offset, np.float32)
+    return Frame(np.broadcast_to(np.float32(scale), offset.shape), offset, tuple(size))
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A transform that moves pixels: masks go through it as well, and boxes by its `frame`."""
+
+    apply: Transform
+    frame: Callable[[Size, Draw], Frame]  # of pictures of this size
+
+    def __call__(self, images: np.ndarray, draw: Draw) -> np.ndarray:
+        """The pictures moved."""
+        return self.apply(images, draw)
 
 
 def shuffled_order(length: int, seed: int, epoch: int) -> np.ndarray:
@@ -64,58 +111,75 @@ def as_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32, copy=False)
 
 
-def pad(pixels: int) -> Transform:
+def pad(pixels: int) -> Moving:
     """Add `pixels` zeros on each side."""
     n = whole("pixels", pixels, 0, 4096)
-    return lambda images, draw: _padded("pad", images, n)
+    return Moving(lambda images, draw: _padded("pad", images, n),
+                  lambda size, draw: _frame(_wider(size, n), np.full((draw.count, 2), n)))
 
 
-def shift(pixels: int) -> Transform:
+def shift(pixels: int) -> Moving:
     """Move the picture by up to `pixels` in both directions, at random; zeros come in."""
     n = whole("pixels", pixels, 0, 4096)
 
-    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
-        corners = draw.whole(2, 2 * n + 1)
-        return _windows(_padded("shift", images, n), corners, images.shape[2:])
+    def corners(draw: Draw) -> np.ndarray:
+        return draw.whole(2, 2 * n + 1)
 
-    return apply
+    return Moving(
+        lambda images, draw: _windows(_padded("shift", images, n), corners(draw),
+                                      images.shape[2:]),
+        lambda size, draw: _frame(size, n - corners(draw)))
 
 
-def random_crop(size: int | list[int], padding: int = 0) -> Transform:
+def random_crop(size: int | list[int], padding: int = 0) -> Moving:
     """A window of `size` at a random place, after adding `padding` zeros on each side."""
     target, n = height_width("size", size), whole("padding", padding, 0, 4096)
 
-    def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
-        padded = _padded("random_crop", images, n)
-        room = _room("random_crop", padded, target)
-        return _windows(padded, draw.whole(2, np.array(room) + 1), target)
+    def corners(size: Size, draw: Draw) -> np.ndarray:
+        room = _room("random_crop", _wider(size, n), target)
+        return draw.whole(2, np.array(room) + 1)
 
-    return apply
+    return Moving(
+        lambda images, draw: _windows(_padded("random_crop", images, n),
+                                      corners(images.shape[2:], draw), target),
+        lambda size, draw: _frame(target, n - corners(size, draw)))
 
 
-def center_crop(size: int | list[int]) -> Transform:
+def center_crop(size: int | list[int]) -> Moving:
     """The window of `size` in the middle."""
     target = height_width("size", size)
 
+    def corner(size: Size) -> list[int]:
+        return [room // 2 for room in _room("center_crop", size, target)]
+
     def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
-        top, left = (room // 2 for room in _room("center_crop", images, target))
+        _require_pictures("center_crop", images)
+        top, left = corner(images.shape[2:])
         return images[:, :, top : top + target[0], left : left + target[1]]
 
-    return apply
+    return Moving(apply, lambda size, draw: _frame(
+        target, np.tile(-np.array(corner(size)), (draw.count, 1))))
 
 
-def hflip(probability: float = 0.5) -> Transform:
+def hflip(probability: float = 0.5) -> Moving:
     """Mirror left and right, with this probability."""
     share = real("probability", probability, 0, 1)
 
+    def mirrored(draw: Draw) -> np.ndarray:
+        return draw.uniform(1)[:, 0] < share
+
     def apply(images: np.ndarray, draw: Draw) -> np.ndarray:
         _require_pictures("hflip", images)
-        mirrored = draw.uniform(1)[:, 0] < share
+        chosen = mirrored(draw)
         out = images.copy()
-        out[mirrored] = images[mirrored][..., ::-1]
+        out[chosen] = images[chosen][..., ::-1]
         return out
 
-    return apply
+    def frame(size: Size, draw: Draw) -> Frame:
+        chosen = mirrored(draw)[:, None]
+        return _frame(size, np.where(chosen, [0, size[1]], 0), np.where(chosen, [1, -1], 1))
+
+    return Moving(apply, frame)
 
 
 def scale(factor: float) -> Transform:
@@ -149,7 +213,7 @@ def normalize(mean: float | list[float] | str = 0.0, std: float | list[float] = 
     return apply
 
 
-def resize(size: int | list[int]) -> Transform:
+def resize(size: int | list[int]) -> Moving:
     """Resize to `size` with a triangle filter, widened when shrinking so that nothing aliases.
 
     Masks of classes take the nearest pixel.
@@ -168,7 +232,8 @@ def resize(size: int | list[int]) -> Transform:
             return out
         return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
-    return apply
+    return Moving(apply, lambda size, draw: _frame(
+        target, np.zeros((draw.count, 2)), np.array(target) / size))
 
 
 def jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Transform:
@@ -217,7 +282,6 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "resize": resize,
     "jitter": jitter,
 }
-MOVING = frozenset({"pad", "shift", "random_crop", "center_crop", "hflip", "resize"})
 
 
 def _numbers(name: str, value: object, least: float = -1e30) -> np.ndarray:
@@ -245,15 +309,18 @@ def _padded(name: str, images: np.ndarray, n: int) -> np.ndarray:
     return out
 
 
-def _room(name: str, images: np.ndarray, target: tuple[int, int]) -> tuple[int, int]:
+def _wider(size: Size, n: int) -> Size:
+    return size[0] + 2 * n, size[1] + 2 * n
+
+
+def _room(name: str, size: Size, target: tuple[int, int]) -> tuple[int, int]:
     """How far a window of size `target` can move down and right; E609 if it does not fit."""
-    _require_pictures(name, images)
-    room = images.shape[2] - target[0], images.shape[3] - target[1]
+    room = size[0] - target[0], size[1] - target[1]
     if min(room) < 0:
         raise DataError(
             "E609",
             f"`{name}` wants {target[0]} x {target[1]} pixels of a picture that has "
-            f"{images.shape[2]} x {images.shape[3]}",
+            f"{size[0]} x {size[1]}",
             "resize to a larger size first, or crop less",
         )
     return room

@@ -264,3 +264,67 @@ def test_emoji_maker(tmp_path):
     assert len(parts["valid"]) == 3 and not parts["valid"] & parts["train"]
     data = open_data([stage("pairs", "out/valid/images", "out/valid/masks")], tmp_path)
     assert set(np.unique(everything(data)["mask"])) == {0.0, 1.0}
+
+
+# --- boxes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def boxed(tmp_path):
+    """Pictures of one white rectangle each, the box around it, and a row that holds no box."""
+    rng = np.random.default_rng(0)
+    images, boxes = np.zeros((40, 1, 24, 20), np.uint8), np.zeros((40, 2, 4), np.float32)
+    for i in range(40):
+        top, left = rng.integers(0, 17), rng.integers(0, 13)
+        bottom, right = top + rng.integers(2, 8), left + rng.integers(2, 8)
+        images[i, 0, top:bottom, left:right] = 255
+        boxes[i, 0] = left, top, right, bottom
+    np.savez(tmp_path / "boxed.npz", x=images, b=boxes, k=np.zeros((40, 2), np.int32))
+    return tmp_path
+
+
+def around(pictures):
+    """The box of what is not black in each picture [1, H, W]."""
+    found = []
+    for picture in pictures:
+        rows, columns = np.nonzero(picture[0] > 0)
+        found.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                     if len(rows) else [0] * 4)
+    return np.array(found, np.float32)
+
+
+@pytest.mark.parametrize("moves", [
+    [stage("pad", 3)], [stage("shift", 6)], [stage("random_crop", [14, 12], padding=2)],
+    [stage("center_crop", [14, 12])], [stage("hflip")],
+    [stage("hflip"), stage("shift", 5), stage("normalize"), stage("random_crop", 16)]])
+def test_boxes_follow_their_picture(boxed, moves):
+    """A box that missed one flip would teach nonsense, and no error would ever tell."""
+    source = stage("arrays", "boxed.npz", image="x", truth="b", kinds="k")
+    found = everything(open_data([source, *moves], boxed, seed=3))
+    expected = around(found["image"])
+    assert np.array_equal(found["truth"][:, 0], expected)
+    assert not found["truth"][:, 1].any(), "no box stays no box"
+    assert len(np.unique(expected, axis=0)) > 20
+    unmoved = everything(open_data([source, stage("normalize")], boxed))
+    assert np.array_equal(unmoved["truth"][:, 0], around(unmoved["image"]))
+
+
+def test_boxes_follow_a_new_size(boxed):
+    """Twice and half as large; a mirrored one too, after it."""
+    source = stage("arrays", "boxed.npz", image="x", truth="b")
+    plain = everything(open_data([source], boxed))["truth"]
+    larger = everything(open_data([source, stage("resize", [48, 10])], boxed))["truth"]
+    assert np.array_equal(larger, plain * np.array([0.5, 2, 0.5, 2], np.float32))
+    both = [source, stage("resize", [48, 10]), stage("hflip", 1.0)]
+    mirrored = everything(open_data(both, boxed))["truth"][:, 0]
+    assert np.array_equal(mirrored[:, 0], 10 - larger[:, 0, 2])
+    assert np.array_equal(mirrored[:, 2], 10 - larger[:, 0, 0])
+
+
+def test_names_of_classes(boxed):
+    """They come with the source, so that predictions can say them."""
+    call = stage("arrays", "boxed.npz", image="x", label="k", names=["cat", "dog"])
+    assert open_data([call], boxed).classes == ("cat", "dog")
+    for wrong in (["cat", "cat"], [], "cat", [1, 2], [""]):
+        with pytest.raises(DataError, match="`names` must be a list of different names"):
+            open_data([stage("arrays", "boxed.npz", image="x", names=wrong)], boxed)

@@ -1,5 +1,6 @@
 """The detector: its loss against a plain reading of the paper, what it keeps, what predict says."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from lamina.cli import main
 from lamina.compiler.ops import OPS
 from lamina.compiler.options import from_environment
 from lamina.runtime.data import make_emoji, make_scenes
+from lamina.runtime.data.pictures import encode_boxes
 
 CLASSES, STRIDE, SIDE = 3, 8, 32
 TRUTH = np.array([[[2, 3, 19, 24], [10, 9, 15, 14], [0, 0, 0, 0]],
@@ -125,13 +127,36 @@ def test_predict_lists_objects(tmp_path, monkeypatch):
     done = CliRunner().invoke(main, ["train", "detector", *small, "-o", "epochs=1", "-o", "batch=2",
                                      "--out", "run"])
     assert done.exit_code == 0, done.output
+    assert "AP50 " in done.output
+    done = CliRunner().invoke(main, ["eval", "detector", "--weights", "run", *small, "--json"])
+    assert {"loss", "iou", "AP50", "AP"} <= set(json.loads(done.output))
     call = ["predict", "detector", "red.png", "--weights", "run", *small]
     said = CliRunner().invoke(main, call).output
     assert said.startswith("red.png: 0 objects (") and "more below 30%" in said
     (found,) = json.loads(CliRunner().invoke(main, [*call, "--json"]).output)
+    assert CliRunner().invoke(main, [*call, "--out", "found.png"]).exit_code == 0
+    with image.open("found.png") as drawn:
+        assert drawn.size[0] == drawn.size[1] >= 384  # enlarged, for the names
+    two = CliRunner().invoke(main, [*call, "red.png", "--out", "found.png"])
+    assert two.exit_code == 1 and "give one picture" in two.output
     assert len(found["objects"]) == int(said.split("(")[1].split()[0])
     scores = [one["score"] for one in found["objects"]]
     assert scores == sorted(scores, reverse=True) and len(found["objects"][0]["box"]) == 4
+
+
+def test_boxes_are_drawn_where_they_are():
+    """In the colour of their class, over what the model saw."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional extra")
+    picture = np.zeros((3, 192, 192), np.float32)
+    picture[:, 0, 0] = 1  # else all numbers are equal
+    drawn = image.open(io.BytesIO(encode_boxes(picture, [(40, 60, 80, 120)], ["cat 90%"], [2])))
+    pixels = np.asarray(drawn).astype(int)
+    assert pixels.shape == (384, 384, 3)
+    coloured = pixels.sum(axis=2) > 100
+    coloured[:2, :2] = coloured[107:121] = False  # the bright corner, and the name above the box
+    rows, columns = np.nonzero(coloured)
+    assert (columns.min(), columns.max(), rows.max()) == (80, 160, 240)
+    assert not coloured[130:230, 90:150].any(), "what is inside stays to be seen"
 
 
 def test_scenes_have_their_objects_where_the_boxes_say(tmp_path):
