@@ -59,12 +59,12 @@ class Summary:
     unused: tuple[str, ...] = ()
 
 
-def summarize(graph: Graph) -> Summary:
-    """The layer table of a built model, and exact totals.
+def summarize(graph: Graph, whole: Graph | None = None) -> Summary:
+    """The layer table of a built model, and exact totals. `whole`: the graph `expanded`, if known.
 
     Listed are the leaf layers, and the blocks with parameters or products of their own.
     """
-    whole = expanded(graph)
+    whole = whole or expanded(graph)
     fields = receptive_fields(whole)
     batch = batch_size(graph)
     forward, backward = macs_by_path(whole), backward_macs(whole)

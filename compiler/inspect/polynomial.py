@@ -50,7 +50,8 @@ class Formulas:
 
 def formulas(graph: Graph) -> Formulas:
     """Parameters, multiply-accumulates and bytes of every layer and in total, whole batch."""
-    whole, summary = expanded(graph), summarize(graph)
+    whole = expanded(graph)
+    summary = summarize(graph, whole)
     forward, backward = macs_by_path(whole), backward_macs(whole)
     macs, back = PerLayer(forward, 1), PerLayer(backward, 1)
     rows = [FormulaRow(row.path, row.parameters, macs.take(row.path), back.take(row.path),

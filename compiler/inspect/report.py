@@ -205,7 +205,7 @@ def _counted(graph: Graph, boxes: list[Box], owners: Mapping[int, str],
     work = _sums(_work(whole, sizes))
     fields = _fields(whole)
     direct = _direct(graph, owners, sizes)
-    rows = {row.path: row for row in summarize(graph).layers}
+    rows = {row.path: row for row in summarize(graph, whole).layers}
     stored = _sums({key: (_number(product(graph.type(value).shape), sizes), 0)
                     for key, value in graph.params.items()
                     if graph.node(value).attributes["trainable"]})
