@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 from rich.console import Console
 
+from lamina.commands.fields import axes_text
 from lamina.commands.tables import Column, print_table
 from lamina.compiler.inspect.cost import LayerRow, Summary, count_text, per_example
 from lamina.compiler.inspect.polynomial import (
@@ -25,10 +27,11 @@ Cell = Callable[[LayerRow, Summary], str]
 
 def print_columns(console: Console, summary: Summary, names: Sequence[str]) -> None:
     """The layer table with these columns, a row of totals, and the units."""
-    columns = [Column("layer", (*(row.path for row in summary.layers), "total"), folds=True)]
+    rows = [row for row in summary.layers if "bytes" in names or not row.only_bytes]
+    columns = [Column("layer", (*(row.name for row in rows), "total"), folds=True)]
     for name in names:
         for head, cell, total, right in _COLUMNS[name]:
-            cells = (*(cell(row, summary) for row in summary.layers), total(summary))
+            cells = (*(cell(row, summary) for row in rows), total(summary))
             columns.append(Column(head, cells, right, folds=not right and name != "op"))
     print_table(console, summary.model, columns)
     for line in _units(summary, names):
@@ -44,7 +47,8 @@ def _units(summary: Summary, names: Sequence[str]) -> list[str]:
     if "bytes" in names:
         batch = f"for a batch of {summary.batch}" if isinstance(summary.batch, int) \
             else "per example"
-        lines.append(f"bytes of each layer's result, {batch}; memory that layers share counts once")
+        lines.append(f"bytes of each result, {batch}: of a layer its own, of a block those of the "
+                     "operators that it applies itself; shared memory counts once")
     return lines
 
 
@@ -74,13 +78,11 @@ def _shapes(types: Sequence[TensorType]) -> str:
     return ", ".join(shape_text(type.shape) for type in types)
 
 
-def _axis_text(field: Field | None, name: str) -> str:
-    if field is None:
-        return ""
-    if field.whole:
-        return "all" if name == "size" else ""
-    high, wide = getattr(field.height, name), getattr(field.width, name)
-    return f"{high}" if field.height == field.width else f"{high}x{wide}"
+def _axis_text(fields: Sequence[Field], name: str) -> str:
+    texts = {field.input: axes_text(field.axes, name) for field in fields}
+    if len(set(texts.values())) < 2:
+        return next(iter(texts.values()), "")
+    return ", ".join(f"{key} {text}" for key, text in texts.items() if text)
 
 
 def _none(summary: Summary) -> str:
@@ -109,8 +111,8 @@ _COLUMNS: dict[str, tuple[tuple[str, Cell, Callable[[Summary], str], bool], ...]
                lambda whole: _all(whole.parameters), True),
               ("% MACs", lambda row, whole: _percent(row.macs, whole.macs),
                lambda whole: _all(whole.macs), True)),
-    "field": (("field", lambda row, _: _axis_text(row.field, "size"), _none, True),),
-    "stride": (("stride", lambda row, _: _axis_text(row.field, "stride"), _none, True),),
+    "field": (("field", lambda row, _: _axis_text(row.fields, "size"), _none, True),),
+    "stride": (("stride", lambda row, _: _axis_text(row.fields, "stride"), _none, True),),
     "line": (("line", lambda row, _: str(row.line or ""), _none, True),),
 }
 COLUMNS = tuple(_COLUMNS)
@@ -136,7 +138,7 @@ def _row_json(row: LayerRow, summary: Summary) -> dict[str, Any]:
             "backward_flops": plain(2 * row.backward), "bytes": plain(row.bytes),
             "share": {"parameters": share_of(row.parameters, summary.parameters),
                       "macs": share_of(row.macs, summary.macs)},
-            "receptive_field": _field_json(row.field), "line": row.line}
+            "receptive_field": _fields_json(row.fields), "line": row.line}
 
 
 def _shape_json(type: TensorType) -> list[int | str]:
@@ -148,17 +150,24 @@ def plain(value: Dim) -> int | str:
     return value if isinstance(value, int) else str(value)
 
 
-def _field_json(field: Field | None) -> dict[str, Any] | None:
-    if field is None or field.whole:
+def _fields_json(fields: Sequence[Field]) -> dict[str, Any] | None:
+    """One field where the layer sees one input, else one by input; None: it sees everything."""
+    if len(fields) > 1:
+        return {field.input: _field_json(field) for field in fields}
+    return _field_json(fields[0]) if fields else None
+
+
+def _field_json(field: Field) -> dict[str, Any] | None:
+    """Numbers, or a list where the axes differ, with null for an axis of which all is seen."""
+    if field.whole:
         return None
-    axes = {name: (getattr(field.height, name), getattr(field.width, name))
+    rows = {name: [None if axis is None else _stride(getattr(axis, name)) for axis in field.axes]
             for name in ("size", "stride", "start")}
-    return {name: _stride(high) if high == wide else [_stride(high), _stride(wide)]
-            for name, (high, wide) in axes.items()}
+    return {name: row[0] if row.count(row[0]) == len(row) else row for name, row in rows.items()}
 
 
 def _stride(number: Any) -> int | float:
-    return number if isinstance(number, int) else float(number)
+    return float(number) if isinstance(number, Fraction) else number
 
 
 # --- formulas -----------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ def _stride(number: Any) -> int | float:
 def print_formulas(console: Console, found: Formulas) -> None:
     """What every layer costs as functions of the open sizes, and the totals."""
     rows = [row for row in found.layers if row.parameters or row.macs != 0]
-    columns = [Column("layer", tuple(row.path for row in rows), folds=True),
+    columns = [Column("layer", tuple(row.path or found.model for row in rows), folds=True),
                Column("parameters", tuple(_number(row.parameters) for row in rows), True),
                *(Column(name, tuple(_layer_formula(row, key, found) for row in rows), folds=True)
                  for name, key in (("MACs", "macs"), ("bytes", "bytes")))]
@@ -176,8 +185,8 @@ def print_formulas(console: Console, found: Formulas) -> None:
     total = formulas_json(found)
     for name in ("parameters", "macs", "backward_macs", "bytes"):
         console.print(f"{name} = {total[name]}", highlight=False, markup=False)
-    console.print("counts of the whole batch, 1 MAC = 2 FLOPs; bytes of every layer's result, also "
-                  "of the layers not listed", highlight=False, markup=False)
+    console.print("counts of the whole batch, 1 MAC = 2 FLOPs; bytes of every result, also of the "
+                  "layers not listed", highlight=False, markup=False)
 
 
 def _layer_formula(row: FormulaRow, key: str, found: Formulas) -> str:

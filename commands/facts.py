@@ -11,6 +11,7 @@ from typing import Any
 from lamina.api import Net, version
 from lamina.compiler.frontend.library import load_path, zoo_folder, zoo_models
 from lamina.compiler.inspect.cost import count_text, summarize
+from lamina.compiler.inspect.receptive_field import last_local
 from lamina.compiler.options import Options
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.host import vector_width
@@ -25,8 +26,8 @@ def zoo_rows() -> list[dict[str, Any]]:
         module = load_path(zoo_folder() / f"{name}.lam")
         for definition in module.models.values():
             summary = summarize(Net(module, definition).graph)
-            fields = [row.field for row in summary.layers if row.field and not row.field.whole]
-            last = fields[-1].height if fields else None
+            local = last_local([row.fields for row in summary.layers])
+            last = local.axes[0] if local else None
             macs = summary.macs if isinstance(summary.macs, int) else count_text(summary.macs)
             rows.append({"file": name, "model": definition.name,
                          "parameters": summary.parameters, "macs": macs,

@@ -202,11 +202,11 @@ def _print_steps(console: Console, index: int, route: Route) -> None:
 
 
 def _measures(rows: Sequence[Fields]) -> list[Column]:
-    return [Column(name, tuple(_measure(fields, name) for fields in rows), True)
+    return [Column(name, tuple(axes_text(fields, name) for fields in rows), True)
             for name in MEASURES]
 
 
-def _measure(fields: Fields, name: str) -> str:
+def axes_text(fields: Fields, name: str) -> str:
     """One number where all axes agree, else one for each: 3x5."""
     if all(axis is None for axis in fields):
         return "all" if name == "size" else ""

@@ -12,7 +12,7 @@ from typing import Any
 from lamina.api import Net, load, version
 from lamina.commands.bench import example_sizes
 from lamina.commands.layered import Layout, arrange, opened
-from lamina.compiler.inspect.receptive_field import Axis, Field
+from lamina.commands.sights import sights
 from lamina.compiler.inspect.report import Box, Structure, structure
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.lower.program import lower
@@ -78,12 +78,13 @@ def report_data(net: Net, training: Graph | None, batches: tuple[int, int], file
     graph = net.graph
     sizes = example_sizes(graph, 1)
     drawn = structure(graph, sizes)
-    layout, open_blocks = arrange(drawn), opened(drawn)
+    layout, open_blocks, seen = arrange(drawn), opened(drawn), sights(graph, sizes)
     whole = drawn.boxes[0]
     memory = [_memory("Inference", graph, batches[0])]
     if training is not None:
         memory.append(_memory("Training", training, batches[1]))
-    boxes = [{**_box(box), "row": row, "column": column, "open": is_open}
+    boxes = [{**_box(box), "fields": seen.layers.get(box.path, []), "row": row, "column": column,
+              "open": is_open}
              for box, (row, column), is_open in zip(drawn.boxes, layout.places, open_blocks,
                                                     strict=True)]
     return {
@@ -92,26 +93,15 @@ def report_data(net: Net, training: Graph | None, batches: tuple[int, int], file
         "inputs": [f"{name}: {type}" for name, type in net.inputs.items()],
         "outputs": [f"{name}: {type}" for name, type in net.outputs.items()],
         "settings": [list(pair) for pair in settings.items()], "notes": _notes(graph),
-        "image": _image(drawn), "boxes": boxes, "edges": _edges(drawn, layout),
-        "memory": memory, "sources": _sources(graph, net), "first": _first(drawn),
+        "images": seen.images, "spans": seen.spans, "boxes": boxes, "edges": _edges(drawn, layout),
+        "memory": memory, "sources": _sources(graph, net), "first": _first(boxes),
     }
 
 
 def _box(box: Box) -> dict[str, Any]:
     names = ("path", "name", "op", "kind", "parent", "shape", "parameters", "macs", "backward",
              "bytes", "line", "source")
-    return {**{name: getattr(box, name) for name in names}, "field": _field(box.field)}
-
-
-def _field(field: Field | None) -> Any:
-    if field is None:
-        return None
-    return "all" if field.whole else [_axis(field.height), _axis(field.width)]
-
-
-def _axis(axis: Axis) -> dict[str, float]:
-    return {"size": axis.size, "start": axis.start,
-            "stride": axis.stride if isinstance(axis.stride, int) else float(axis.stride)}
+    return {name: getattr(box, name) for name in names}
 
 
 def _edges(drawn: Structure, layout: Layout) -> list[dict[str, Any]]:
@@ -119,22 +109,12 @@ def _edges(drawn: Structure, layout: Layout) -> list[dict[str, Any]]:
             for edge, bends in zip(drawn.edges, layout.bends, strict=True)]
 
 
-def _image(drawn: Structure) -> dict[str, int] | None:
-    """The plane that receptive fields lie in: the first input of four axes."""
-    for box in drawn.boxes:
-        if box.kind == "input" and len(box.shape) == 4:
-            height, width = box.shape[2:]
-            if isinstance(height, int) and isinstance(width, int):
-                return {"height": height, "width": width}
-    return None
-
-
-def _first(drawn: Structure) -> int:
-    """The layer that is chosen when the page opens: the first that has a field, else the first."""
-    boxes = drawn.boxes
-    shown = [i for i, box in enumerate(boxes) if i and box.kind not in ("input", "output")]
-    fields = [i for i in shown if boxes[i].field is not None and not boxes[i].field.whole]
-    return next(iter(fields or shown), 0)
+def _first(boxes: list[dict[str, Any]]) -> int:
+    """The layer that is chosen when the page opens: the first that sees a part of a picture."""
+    shown = [i for i, box in enumerate(boxes) if i and box["kind"] not in ("input", "output")]
+    local = [i for i in shown if any(one["rows"] is not None and not one["whole"]
+                                     for one in boxes[i]["fields"])]
+    return next(iter(local or shown), 0)
 
 
 def _notes(graph: Graph) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lamina.commands.fields import axes_text
 from lamina.compiler.inspect.cost import LayerRow, Summary, count_text
 from lamina.compiler.inspect.receptive_field import Field
 from lamina.runtime.events import (
@@ -54,7 +56,7 @@ COLUMNS = {"layer": "left", "op": "left", "output": "left", "parameters": "right
 
 def _table_width(summary: Summary, hidden: tuple[str, ...]) -> int:
     """The columns of a terminal that a table takes when no line is folded."""
-    rows = [tuple(COLUMNS), *(_cells(row) for row in summary.layers)]
+    rows = [tuple(COLUMNS), *map(_cells, _listed(summary))]
     widths = [max(len(cell) for cell in column) + 2
               for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)
               if name not in hidden]
@@ -69,30 +71,37 @@ def _layer_table(summary: Summary, hidden: tuple[str, ...], fold: bool) -> Table
             folds = fold and name in ("layer", "output")
             table.add_column(name, justify=justify, no_wrap=not folds,  # type: ignore[arg-type]
                              overflow="fold", min_width=12 if folds else None)
-    for row in summary.layers:
+    for row in _listed(summary):
         cells = dict(zip(COLUMNS, _cells(row), strict=True))
         table.add_row(*(text for name, text in cells.items() if name not in hidden))
     return table
 
 
+def _listed(summary: Summary) -> list[LayerRow]:
+    """The rows of a table without bytes."""
+    return [row for row in summary.layers if not row.only_bytes]
+
+
 def _cells(row: LayerRow) -> tuple[str, ...]:
     shape = ", ".join(str(size) for size in row.out.shape)
-    return (escape(row.path), escape(row.op), escape(f"[{shape}]"),
+    return (escape(row.name), escape(row.op), escape(f"[{shape}]"),
             f"{row.parameters:,}" if row.parameters else "",
-            count_text(row.macs) if row.macs != 0 else "", field_text(row.field),
+            count_text(row.macs) if row.macs != 0 else "", field_text(row.fields),
             str(row.line or ""))
 
 
-def field_text(field: Field | None) -> str:
-    """A receptive field as "size / stride"."""
-    if field is None:
-        return ""
+def field_text(fields: Sequence[Field]) -> str:
+    """A receptive field as "size / stride", or as "all"; one for each input where they differ."""
+    texts = {field.input: _one_field(field) for field in fields}
+    if len(set(texts.values())) < 2:
+        return next(iter(texts.values()), "")
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def _one_field(field: Field) -> str:
     if field.whole:
         return "all"
-    high, wide = field.height, field.width
-    if high == wide:
-        return f"{high.size} / {high.stride}"
-    return f"{high.size}x{wide.size} / {high.stride}x{wide.stride}"
+    return f"{axes_text(field.axes, 'size')} / {axes_text(field.axes, 'stride')}"
 
 
 def terminal() -> Console:

@@ -412,70 +412,86 @@ function share(part, whole, unit = "") {
 function field(box) {
   const said = find("field"), place = find("plane");
   place.replaceChildren();
-  const image = report.image;
-  if (!image || !box.field) {
-    said.textContent = image ? "Not defined for this box: choose a layer." : "The model's input is not an image.";
+  const fields = box.fields;
+  if (!fields.length) {
+    said.textContent = report.images.length ? "Not defined for this box: choose a layer." : "No input of the model is a picture.";
     return;
   }
-  if (box.field === "all") {
+  if (fields.length > 1) choice(fields, (one) => over(box, one, said, plane));
+  const plane = make("div", null, {}, place);
+  over(box, fields[0], said, plane);
+}
+
+// Buttons for the pictures that a layer sees.
+function choice(fields, chosen) {
+  const buttons = make("div", null, { class: "buttons" }, find("plane"));
+  const all = fields.map((one) => {
+    const button = make("button", report.images[one.image].name, {}, buttons);
+    button.onclick = () => { chosen(one); all.forEach((other) => other.setAttribute("aria-pressed", other === button)); };
+    return button;
+  });
+  all.forEach((button, index) => button.setAttribute("aria-pressed", index === 0));
+}
+
+// What a layer sees of one picture, unit by unit where its units lie in rows and columns.
+function over(box, seen, said, place) {
+  place.replaceChildren();
+  const image = report.images[seen.image];
+  const svg = sketch(image, place);
+  if (seen.whole) {
     said.textContent = `Every unit sees the whole input: ${image.height}×${image.width}.`;
-    sketch(image, null, place);
     return;
   }
-  const [height, width] = box.shape.slice(-2);
-  const unit = [Math.floor((height - 1) / 2), Math.floor((width - 1) / 2)];
-  const svg = sketch(image, box, place);
+  if (seen.rows === null) {
+    said.textContent = `Each unit sees ${seen.size} of ${image.height}×${image.width}; stride ${seen.stride}. Its units do not lie in rows and columns.`;
+    svg.querySelector(".sees").style.display = "none";
+    return;
+  }
+  const spans = [report.spans[seen.rows], report.spans[seen.columns]];
+  const counts = spans.map(([first]) => first.length);
+  const unit = counts.map((number) => Math.floor((number - 1) / 2));
   const controls = ["row", "column"].map((name, axis) => {
     const label = make("label", name, {}, place);
-    const input = make("input", null, { type: "range", min: 0, max: [height, width][axis] - 1, value: unit[axis], "aria-label": `${name} of the unit` }, label);
+    const input = make("input", null, { type: "range", min: 0, max: counts[axis] - 1, value: unit[axis], "aria-label": `${name} of the unit` }, label);
     const shown = make("output", String(unit[axis]), {}, label);
     input.oninput = () => { unit[axis] = Number(input.value); show(); };
     return { input, shown };
   });
   const point = (event) => {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    [at.y, at.x].forEach((value, axis) => {
-      const { stride, start } = box.field[axis];
-      unit[axis] = Math.max(0, Math.min([height, width][axis] - 1, Math.round((value - 0.5 - start) / stride)));
-    });
+    [at.y, at.x].forEach((value, axis) => { unit[axis] = nearest(spans[axis], value - 0.5); });
     show();
   };
   svg.onpointerdown = (event) => { svg.setPointerCapture(event.pointerId); point(event); };
   svg.onpointermove = (event) => { if (event.buttons) point(event); };
   function show() {
     controls.forEach(({ input, shown }, axis) => { input.value = unit[axis]; shown.textContent = unit[axis]; });
-    const [rows, columns] = [0, 1].map((axis) => span(box.field[axis], unit[axis], [image.height, image.width][axis]));
-    const inside = rows.whole && columns.whole ? "" : " The hatched part lies in the padding.";
-    said.textContent = `Unit (${unit[0]}, ${unit[1]}) of ${height}×${width} sees ${box.field[0].size}×${box.field[1].size}: `
-      + `rows ${rows.low} to ${rows.high}, columns ${columns.low} to ${columns.high}; stride ${box.field[0].stride}`
-      + `${box.field[0].stride === box.field[1].stride ? "" : `×${box.field[1].stride}`}.${inside}`;
-    rectangle(svg, ".padding", rows.low, rows.high, columns.low, columns.high);
-    rectangle(svg, ".sees", Math.max(0, rows.low), Math.min(image.height - 1, rows.high),
-      Math.max(0, columns.low), Math.min(image.width - 1, columns.high));
-    svg.querySelector(".padding").style.display = inside ? "" : "none";
+    const [rows, columns] = spans.map(([first, last], axis) => ({ low: first[unit[axis]], high: last[unit[axis]] }));
+    const empty = rows.low > rows.high || columns.low > columns.high;
+    const part = empty ? "nothing but padding" : `${rows.high - rows.low + 1}×${columns.high - columns.low + 1}: `
+      + `rows ${rows.low} to ${rows.high}, columns ${columns.low} to ${columns.high}`;
+    said.textContent = `Unit (${unit[0]}, ${unit[1]}) of ${counts[0]}×${counts[1]} sees ${part}. Field ${seen.size}, stride ${seen.stride}.`;
+    if (!empty) rectangle(svg, ".sees", rows.low, rows.high, columns.low, columns.high);
+    svg.querySelector(".sees").style.display = empty ? "none" : "";
   }
   show();
 }
 
-// The input positions that a unit sees along an axis, padding included.
-function span({ size, stride, start }, unit, most) {
-  const low = Math.ceil(start + unit * stride - (size - 1) / 2 - 1e-6);
-  return { low, high: low + size - 1, whole: low >= 0 && low + size <= most };
+// The unit whose middle is nearest to a position of the input.
+function nearest([first, last], position) {
+  let best = 0, least = Infinity;
+  first.forEach((low, unit) => {
+    const away = Math.abs((low + last[unit]) / 2 - position);
+    if (low <= last[unit] && away < least) [best, least] = [unit, away];
+  });
+  return best;
 }
 
-function sketch(image, box, place) {
-  const margin = box ? [0, 1].map((axis) => {
-    const most = [image.height, image.width][axis];
-    const last = span(box.field[axis], box.shape.at(axis - 2) - 1, most);
-    return Math.min(most * 0.35, Math.max(0, -span(box.field[axis], 0, most).low, last.high - most + 1)) + most * 0.02;
-  }) : [image.height * 0.02, image.width * 0.02];
-  const svg = draw("svg", { viewBox: `${-margin[1]} ${-margin[0]} ${image.width + 2 * margin[1]} ${image.height + 2 * margin[0]}`,
+function sketch(image, place) {
+  const [high, wide] = [image.height * 0.02, image.width * 0.02];
+  const svg = draw("svg", { viewBox: `${-wide} ${-high} ${image.width + 2 * wide} ${image.height + 2 * high}`,
     role: "img", "aria-label": `The input, ${image.height} by ${image.width}, with the field of the unit` }, place);
-  const step = Math.max(image.height, image.width) / 45;
-  const pattern = draw("pattern", { id: "hatch", width: step, height: step, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg);
-  draw("path", { d: `M0 0V${step}`, "stroke-width": step / 3 }, pattern);
   draw("rect", { class: "plane", width: image.width, height: image.height }, svg);
-  if (box) draw("rect", { class: "padding" }, svg);
   draw("rect", { class: "sees", width: image.width, height: image.height }, svg);
   return svg;
 }
@@ -487,11 +503,14 @@ function rectangle(svg, name, top, bottom, left, right) {
 }
 
 function fieldText(box) {
-  if (!box.field) return "";
-  if (box.field === "all") return "all";
-  const [high, wide] = box.field;
-  const one = (name) => high[name] === wide[name] ? high[name] : `${high[name]}×${wide[name]}`;
-  return `${one("size")} / ${one("stride")}`;
+  const texts = box.fields.map((one) => one.whole ? "all" : `${one.size} / ${one.stride}`);
+  if (new Set(texts).size < 2) return texts[0] || "";
+  return box.fields.map((one, index) => `${report.images[one.image].name} ${texts[index]}`).join(", ");
+}
+
+function fieldSize(box) {
+  const [one] = box.fields;
+  return !one ? 0 : one.whole ? Infinity : parseInt(one.size, 10) || Infinity;
 }
 
 // --- the layer table ----------------------------------------------------------------------------
@@ -500,7 +519,7 @@ const rowOf = new Map();
 const COLUMNS = [["layer", (b) => b.path], ["op", (b) => b.op], ["output", (b) => b.bytes, shape],
   ["parameters", (b) => b.parameters], ["MACs", (b) => b.macs], ["backward", (b) => b.backward],
   ["activations", (b) => b.bytes, (b) => bytes(b.bytes)],
-  ["field / stride", (b) => b.field === "all" ? Infinity : b.field ? b.field[0].size : 0, fieldText], ["line", (b) => b.line]];
+  ["field / stride", fieldSize, fieldText], ["line", (b) => b.line]];
 const TEXTS = new Set(["layer", "op", "output"]);
 const BARS = new Set(["parameters", "MACs", "activations"]);
 

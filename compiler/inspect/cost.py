@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from lamina.compiler.errors import Span
+from lamina.compiler.inspect.owners import layers_of, storage
 from lamina.compiler.inspect.receptive_field import KNOWN, Field, receptive_fields
 from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.rewrite import rewrite
@@ -19,16 +20,15 @@ from lamina.compiler.ir.types import (
 )
 from lamina.compiler.transform.autodiff import expand
 
-SHARING = ("reshape", "flatten", "squeeze", "expand_dims")  # another shape of the same memory
-
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One layer of the layer table. `macs` are per example; 1 MAC is 2 FLOPs.
+    """One layer of the layer table, or a block with what it computes besides its layers.
 
-    A parameter that several layers share counts at the first of them. `backward` are the
-    multiply-accumulates of its gradients, `bytes` what its result occupies for the whole batch:
-    nothing where it is the memory of an earlier result.
+    The model's own row has an empty path. `macs` are per example; 1 MAC is 2 FLOPs. A parameter
+    that several layers share counts at the first of them. `backward` are the multiply-accumulates
+    of the gradients, `bytes` what the results occupy for the whole batch: nothing where one is
+    the memory of an earlier result. `fields` are those over every input that it depends on.
     """
 
     path: str
@@ -39,9 +39,20 @@ class LayerRow:
     macs: Dim
     backward: Dim
     bytes: Dim
-    field: Field | None
+    fields: tuple[Field, ...]
     line: int
     span: Span | None
+    leaf: bool = True
+
+    @property
+    def name(self) -> str:
+        """The path; of the model's own row the model's name."""
+        return self.path or self.op
+
+    @property
+    def only_bytes(self) -> bool:
+        """Whether it is a block that only joins what its layers give."""
+        return not self.leaf and not self.parameters and self.macs == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +73,13 @@ class Summary:
 def summarize(graph: Graph, whole: Graph | None = None) -> Summary:
     """The layer table of a built model, and exact totals. `whole`: the graph `expanded`, if known.
 
-    Listed are the leaf layers, and the blocks with parameters or products of their own.
+    Listed are the leaf layers, and the blocks with parameters, products or results of their own.
     """
     whole = whole or expanded(graph)
-    fields = receptive_fields(whole)
     batch = batch_size(graph)
     forward, backward = macs_by_path(whole), backward_macs(whole)
-    macs, back = PerLayer(forward, batch), PerLayer(backward, batch)
     keys = {key: graph.node(value) for key, value in graph.params.items()}
-    taken: set[str] = set()
-    before: set[Value] = set()
-    held = set(graph.inputs.values())
-    rows = []
-    results = {scope.path: scope.result for scope in whole.scopes}
-    seen: set[str] = set()
-    for scope in graph.scopes:
-        if scope.path in seen:
-            continue
-        own = [key for key in keys if _inside(key, scope.path) and key not in taken]
-        if not (scope.leaf or own or macs.holds(scope.path)):
-            continue
-        seen.add(scope.path)
-        taken.update(own)
-        storage = _storage(graph, scope.result)
-        rows.append(LayerRow(
-            scope.path, scope.callee, _inputs(graph, scope, before), graph.type(scope.result),
-            sum(_size(keys[key]) for key in own if _trains(keys[key])), macs.take(scope.path),
-            back.take(scope.path), 0 if storage in held else type_bytes(graph.type(storage)),
-            fields.get(results[scope.path]), scope.span.line if scope.span else 0, scope.span))
-        before.add(scope.result)
-        held.add(storage)
+    rows = _rows(graph, whole, PerLayer(forward, batch), PerLayer(backward, batch))
     trained = [node for node in keys.values() if _trains(node)]
     unused = tuple(key for key, node in keys.items() if _trains(node) and not graph.users(node))
     return Summary(graph.name, tuple(rows), sum(map(_size, trained)),
@@ -99,6 +87,63 @@ def summarize(graph: Graph, whole: Graph | None = None) -> Summary:
                    per_example(_total(forward.values()), batch),
                    per_example(_total(backward.values()), batch),
                    _total(row.bytes for row in rows), batch, unused)
+
+
+def _rows(graph: Graph, whole: Graph, macs: PerLayer, back: PerLayer) -> list[LayerRow]:
+    fields = receptive_fields(whole)
+    results = {scope.path: scope.result for scope in whole.scopes}
+    held = result_bytes(graph)
+    keys = {key: graph.node(value) for key, value in graph.params.items()}
+    taken: set[str] = set()
+    before: set[Value] = set()
+    rows: dict[str, LayerRow] = {}
+    for scope in graph.scopes:
+        if scope.path in rows:
+            continue
+        own = [key for key in keys if _inside(key, scope.path) and key not in taken]
+        if not (scope.leaf or own or macs.holds(scope.path) or held.get(scope.path, 0) != 0):
+            continue
+        taken.update(own)
+        rows[scope.path] = LayerRow(
+            scope.path, scope.callee, _inputs(graph, scope, before), graph.type(scope.result),
+            sum(_size(keys[key]) for key in own if _trains(keys[key])), macs.take(scope.path),
+            back.take(scope.path), held.get(scope.path, 0), fields.get(results[scope.path], ()),
+            scope.span.line if scope.span else 0, scope.span, scope.leaf)
+        before.add(scope.result)
+    own = [key for key in keys if key not in taken]
+    if macs.holds("") or held.get("", 0) != 0 or own:
+        _, result = graph.outputs[0]
+        inputs = tuple(graph.type(value) for value in graph.inputs.values())
+        rows[""] = LayerRow("", graph.name, inputs, graph.type(result),
+                            sum(_size(keys[key]) for key in own if _trains(keys[key])),
+                            macs.take(""), back.take(""), held.get("", 0), (), 0, None, False)
+    return list(rows.values())
+
+
+def result_bytes(graph: Graph, own: Mapping[int, str] | None = None) -> dict[str, Dim]:
+    """What results occupy for the whole batch, by layer, or by block for what it applies itself.
+
+    Each result counts once, at what computes it first; inside a layer only its own counts.
+    `own` gives nodes that a block applies itself other paths.
+    """
+    taken = {*graph.inputs.values(), *graph.params.values()}
+    found: dict[str, Dim] = {}
+
+    def count(path: str, value: Value) -> None:
+        place = storage(graph, value)
+        if place not in taken:
+            taken.add(place)
+            found[path] = found.get(path, 0) + type_bytes(graph.type(place))
+
+    for scope in graph.scopes:
+        if scope.leaf:
+            count(scope.path, scope.result)
+    for key, layer in layers_of(graph).items():
+        node = graph.node(key)
+        if not layer:
+            for port in range(len(node.outs)):
+                count(own[key] if own else node.path, Value(key, port))
+    return found
 
 
 class PerLayer:
@@ -154,13 +199,6 @@ def _inputs(graph: Graph, scope: Scope, before: Collection[Value]) -> tuple[Tens
     return tuple(graph.type(value) for value in outside)
 
 
-def _storage(graph: Graph, value: Value) -> Value:
-    """The value whose memory a value shares: another shape of it is no copy."""
-    while graph.node(value).op.name in SHARING:
-        value = graph.node(value).inputs[0]
-    return value
-
-
 def expanded(graph: Graph) -> Graph:
     """The graph with composites replaced, save those whose products or fields have a rule."""
     def rule(builder, node, inputs):
@@ -173,7 +211,7 @@ def expanded(graph: Graph) -> Graph:
 
 
 def _inside(path: str, layer: str) -> bool:
-    return path == layer or path.startswith(layer + ".")
+    return not layer or path == layer or path.startswith(layer + ".")
 
 
 def _trains(node: Node) -> bool:

@@ -109,10 +109,15 @@ def trace(graph: Graph, source: Value) -> Routes:
     routes = _traced(graph, source, axes)
     if graph.type(source).rank != 3:
         return routes
-    # [B, C, L] or [B, S, D]: the axis that layers do not mix as a whole is the length.
-    ends = [routes[scope.result] for scope in graph.scopes if scope.result in routes]
-    local = [sum(end[0].seen[i] is not None for end in ends) for i in range(2)]
-    return _traced(graph, source, (1,) if local[0] > local[1] else (2,))
+    ends = [routes[scope.result][0].seen for scope in graph.scopes if scope.result in routes]
+    return _traced(graph, source, (axes[_length(ends)],))
+
+
+def _length(ends: Iterable[Seen]) -> int:
+    """Of [B, C, L] or [B, S, D] the axis, 0 or 1, that layers do not mix as a whole."""
+    local = [sum(places) for places in zip(*([place is not None for place in end] for end in ends),
+                                           strict=True)]
+    return 0 if local and local[0] > local[1] else 1
 
 
 def _traced(graph: Graph, source: Value, axes: Iterable[int]) -> Routes:
@@ -127,6 +132,38 @@ def _follow(graph: Graph, start: Routes) -> Routes:
         if any(value in routes for value in node.inputs):
             routes[Value(node.id)] = _arriving(graph, node, routes, layers)
     return routes
+
+
+def joined_places(graph: Graph, source: Value) -> dict[Value, Seen]:
+    """What every value that depends on an input sees of it, over all paths at once.
+
+    Branches are joined where they meet, which takes a walk over the graph, however many paths.
+    """
+    axes = axes_of(graph.type(source))
+    found = {source: tuple(Place(FIRST, axis) for axis in axes)}
+    for node in graph.nodes:
+        met = [value for value in dict.fromkeys(node.inputs) if value in found]
+        if len(met) == 1 and _keeps_all(graph, node, met[0]):
+            found[Value(node.id)] = found[met[0]]
+        elif met:
+            passage = _passage(graph, node)
+            passed = [seen for index, value in enumerate(node.inputs) if value in found
+                      for seen in passage(index, found[value])]
+            found[Value(node.id)] = tuple(_join_places(places)
+                                          for places in zip(*passed, strict=True))
+    if graph.type(source).rank != 3:
+        return found
+    length = _length(found[scope.result] for scope in graph.scopes if scope.result in found)
+    return {value: (seen[length],) for value, seen in found.items()}
+
+
+def _join_places(places: Sequence[Place | None]) -> Place | None:
+    known = [place for place in places if place is not None]
+    if len(known) < len(places) or len({place.at for place in known}) > 1:
+        return None
+    axis = _join_all([place.axis for place in known])
+    mixed = any(place.mixed for place in known)
+    return None if axis is None else Place(axis, known[0].at, mixed)
 
 
 def _layer_paths(graph: Graph) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Receptive fields: which part of the input one unit of a layer sees, over all paths at once.
+"""Receptive fields: which part of an input one unit of a layer sees, over all paths at once.
 
 Over several paths the field reaches from the first position that any of them sees to the last;
 `paths.py` tells them apart.
@@ -8,73 +8,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lamina.compiler.inspect.axes import FIRST, LINES, RULES, Axis, changes
-from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.inspect.axes import LINES, RULES, Axis
+from lamina.compiler.inspect.paths import AXES, Fields, Seen, joined_places, measurable
+from lamina.compiler.ir.graph import Graph, Value
 
 KNOWN = frozenset(RULES) - frozenset(LINES)  # operators that need not be taken apart
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """The field over (height, width); `whole` when a unit sees the entire input."""
+    """What a unit sees of the input `input`: along each axis an Axis, or None for all of it."""
 
-    height: Axis
-    width: Axis
-    whole: bool = False
+    input: str
+    seen: Seen
+
+    @property
+    def axes(self) -> Fields:
+        """The field along each axis of the input but batch and channels."""
+        return tuple(None if place is None else place.axis for place in self.seen)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a unit sees the entire input."""
+        return not any(self.seen)
+
+    @property
+    def local(self) -> bool:
+        """Whether a unit sees less than all along every axis."""
+        return None not in self.seen
+
+    @property
+    def named(self) -> dict[str, Axis | None]:
+        """The axes by name: height and width of a picture."""
+        return dict(zip(AXES[len(self.axes) + (2 if len(self.axes) > 1 else 1)], self.axes,
+                        strict=True))
 
 
-START = Field(FIRST, FIRST)
-WHOLE = Field(Axis(0, 0, 0.0), Axis(0, 0, 0.0), True)
+def receptive_fields(graph: Graph) -> dict[Value, tuple[Field, ...]]:
+    """The fields of every value over each input that it depends on and that has axes to measure.
 
-
-def receptive_fields(graph: Graph) -> dict[Value, Field]:
-    """The field of every value of an expanded graph that depends on a 4-axis input."""
-    fields: dict[Value, Field] = {}
-    for node in graph.nodes:
-        value = Value(node.id)
-        if node.op.name == "input" and node.type.rank == 4:
-            fields[value] = START
+    A vector or sequence of which every layer sees all, as in a dense network, is left out.
+    """
+    found: dict[Value, tuple[Field, ...]] = {}
+    ends = {scope.result for scope in graph.scopes}
+    for name in measurable(graph):
+        source = graph.inputs[name]
+        seen = joined_places(graph, source)
+        if graph.type(source).rank < 4 and not any(any(seen[end]) for end in ends if end in seen):
             continue
-        seen = [fields[v] for v in node.inputs if v in fields]
-        if seen:
-            fields[value] = _step(graph, node, seen)
-    return fields
+        for value, places in seen.items():
+            found[value] = (*found.get(value, ()), Field(name, places))
+    return found
 
 
-def _step(graph: Graph, node: Node, seen: list[Field]) -> Field:
-    if node.op.name in KNOWN and not seen[0].whole:
-        return _windowed(graph, node, seen[0])
-    same = node.type.rank == 4 and node.op.kind == "elementwise"
-    if not same and not _keeps_places(graph, node):
-        return WHOLE
-    joined = seen[0]
-    for other in seen[1:]:
-        joined = _join(joined, other)
-    return joined
-
-
-def _windowed(graph: Graph, node: Node, field: Field) -> Field:
-    if node.type.rank != 4:
-        return field
-    change = changes(graph, node)
-    height = change[2](field.height) if 2 in change else field.height
-    width = change[3](field.width) if 3 in change else field.width
-    return WHOLE if height is None or width is None else Field(height, width)
-
-
-def _join(a: Field, b: Field) -> Field:
-    if a.whole or b.whole:
-        return WHOLE
-    return Field(a.height.joined(b.height), a.width.joined(b.width))
-
-
-def _keeps_places(graph: Graph, node: Node) -> bool:
-    """Whether spatial positions stay where they are."""
-    if node.type.rank != 4 or graph.type(node.inputs[0]).rank != 4:
-        # A reshape is a change of view, no computation: the field stays.
-        return node.op.kind == "view"
-    if node.op.kind == "reduce":
-        return not {2, 3} & set(node.attributes["axes"])
-    if node.op.name == "transpose":
-        return node.attributes["perm"] == (0, 1, 2, 3)
-    return node.op.kind in ("elementwise", "view")
+def last_local(fields: list[tuple[Field, ...]]) -> Field | None:
+    """The field of the last layer that does not see all of its input."""
+    return next((field for layer in reversed(fields) for field in layer if field.local), None)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamina.compiler.errors import Span
-from lamina.compiler.inspect.cost import batch_size, expanded, summarize
+from lamina.compiler.inspect.cost import batch_size, expanded, result_bytes, summarize
+from lamina.compiler.inspect.owners import owners as owners_of
+from lamina.compiler.inspect.owners import prefixes
 from lamina.compiler.inspect.receptive_field import Field, receptive_fields
 from lamina.compiler.ir.graph import Graph, Node, Scope
 from lamina.compiler.ir.types import Dim, divide_exactly, product, substitute
-from lamina.runtime.program import ITEM_BYTES
 
 BORDER = -1  # the end of an edge that runs to the border of its block
 ROOT = 0  # the box of the whole model
@@ -45,7 +46,7 @@ class Box:
     macs: int = 0
     backward: int = 0
     bytes: int = 0
-    field: Field | None = None
+    fields: tuple[Field, ...] = ()
     line: int = 0
     source: str = ""
 
@@ -73,7 +74,7 @@ class Structure:
 
 def structure(graph: Graph, sizes: Mapping[str, int]) -> Structure:
     """The boxes and edges of a built model. `sizes` gives a number for every open size."""
-    owners = _owners(graph)
+    owners = owners_of(graph)
     members: dict[str, list[Node]] = {}
     for key, path in owners.items():
         members.setdefault(path, []).append(graph.node(key))
@@ -95,43 +96,9 @@ def structure(graph: Graph, sizes: Mapping[str, int]) -> Structure:
 # --- boxes --------------------------------------------------------------------------------------
 
 
-def _owners(graph: Graph) -> dict[int, str]:
-    """The path of the box of every node that depends on an input."""
-    leaves = {scope.path for scope in graph.scopes if scope.leaf}
-    results = {scope.result.node: scope.path for scope in reversed(graph.scopes) if scope.leaf}
-    live: set[int] = set()
-    owners: dict[int, str] = {}
-    taken: dict[str, int] = {}
-    for node in graph.nodes:
-        layer = next((p for p in _prefixes(node.path) if p in leaves), results.get(node.id, ""))
-        if node.op.name == "input" or any(value.node in live for value in node.inputs):
-            live.add(node.id)
-        elif not (layer and node.op.kind != "source"):
-            continue
-        owners[node.id] = layer or _bare_path(node, leaves, taken)
-    return owners
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    """A path and the paths of the blocks around it, innermost first."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-
-
-def _bare_path(node: Node, leaves: set[str], taken: dict[str, int]) -> str:
-    """A path for an operator that a block applies itself, free of those of layers."""
-    if node.op.name == "input":
-        return f"input {node.attributes['name']}"
-    base = f"{node.path}.{node.op.name}" if node.path else node.op.name
-    number = taken[base] = taken.get(base, -1) + 1
-    path = f"{base}{number}" if number else base
-    return path if path not in leaves else _bare_path(node, leaves, taken)
-
-
 def _add_blocks(path: str, boxes: list[Box], numbers: dict[str, int],
                 scopes: Mapping[str, Scope]) -> None:
-    for block in reversed(list(_prefixes(path.rpartition(".")[0]))):
+    for block in reversed(list(prefixes(path.rpartition(".")[0]))):
         if block in numbers:
             continue
         numbers[block] = len(boxes)
@@ -154,8 +121,7 @@ def _box(graph: Graph, path: str, nodes: list[Node], numbers: Mapping[str, int],
         box = Box(path, name, scope.callee if scope else result.op.name,
                   _kind(graph, path, nodes), numbers[above])
     line, source = _origin((scope.span if scope else None) or result.span)
-    return replace(box, shape=_shape(result.type.shape, sizes), bytes=_bytes(result, sizes),
-                   line=line, source=source)
+    return replace(box, shape=_shape(result.type.shape, sizes), line=line, source=source)
 
 
 def _origin(span: Span | None) -> tuple[int, str]:
@@ -186,10 +152,6 @@ def _shape(shape: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int | str,
     return (*first, *(size if isinstance(size, int) else str(size) for size in numbers))
 
 
-def _bytes(node: Node, sizes: Mapping[str, int]) -> int:
-    return _number(product(node.type.shape), sizes) * ITEM_BYTES[node.type.dtype]
-
-
 def _number(value: Dim, sizes: Mapping[str, int]) -> int:
     number = substitute(value, sizes)
     return number if isinstance(number, int) else 0
@@ -205,6 +167,7 @@ def _counted(graph: Graph, boxes: list[Box], owners: Mapping[int, str],
     work = _sums(_work(whole, sizes))
     fields = _fields(whole)
     direct = _direct(graph, owners, sizes)
+    held_bytes = result_bytes(graph, owners)
     rows = {row.path: row for row in summarize(graph, whole).layers}
     stored = _sums({key: (_number(product(graph.type(value).shape), sizes), 0)
                     for key, value in graph.params.items()
@@ -222,7 +185,8 @@ def _counted(graph: Graph, boxes: list[Box], owners: Mapping[int, str],
         elif box.kind != "block":
             held, (forward, backward) = 0, direct.get(box.path, (0, 0))
         found.append(replace(box, parameters=held, macs=forward, backward=backward,
-                             field=fields.get(box.path)))
+                             bytes=_number(held_bytes.get(box.path, 0), sizes),
+                             fields=fields.get(box.path, ())))
     return _with_bytes(found)
 
 
@@ -230,7 +194,7 @@ def _sums(pairs: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """The sums over everything inside a path, for every path and for the whole model ("")."""
     found: dict[str, tuple[int, int]] = {}
     for path, (first, second) in pairs.items():
-        for block in (*_prefixes(path), ""):
+        for block in (*prefixes(path), ""):
             before = found.get(block, (0, 0))
             found[block] = (before[0] + first, before[1] + second)
     return found
@@ -289,7 +253,7 @@ def _macs(graph: Graph, node: Node, trained: set[int], sizes: Mapping[str, int]
     return forward, forward * sum(value.node in trained for value in node.inputs)
 
 
-def _fields(whole: Graph) -> dict[str, Field]:
+def _fields(whole: Graph) -> dict[str, tuple[Field, ...]]:
     fields = receptive_fields(whole)
     return {scope.path: fields[scope.result] for scope in reversed(whole.scopes)
             if scope.result in fields}

@@ -40,9 +40,9 @@ def test_routes_join_to_the_field_of_the_layer_table(body):
     # Two walks over the graph, one with all paths at once; that one is measured with NaNs.
     model = net("  " + body, before=BLOCK)
     graph = expanded(model.graph)
-    field = receptive_fields(graph)[graph.output("y")]
+    (field,) = receptive_fields(graph)[graph.output("y")]
     routes = trace(model.graph, model.graph.inputs["x"])
-    assert joined(routes[model.graph.output("y")]) == (field.height, field.width)
+    assert joined(routes[model.graph.output("y")]) == field.axes
 
 
 @pytest.mark.parametrize(("file", "model", "facts"), ZOO, ids=lambda x: str(x)[:20])

@@ -7,7 +7,7 @@ import pytest
 
 import lamina
 from lamina.compiler.inspect.cost import expanded
-from lamina.compiler.inspect.receptive_field import receptive_fields
+from lamina.compiler.inspect.receptive_field import last_local, receptive_fields
 from lamina.compiler.reference import evaluate
 
 HEIGHT, WIDTH = 23, 21
@@ -22,7 +22,8 @@ def net(body, height=HEIGHT, width=WIDTH, before=""):
 def field(model):
     """What is claimed for a unit of the output."""
     graph = expanded(model.graph)
-    return receptive_fields(graph)[graph.output("y")]
+    (found,) = receptive_fields(graph)[graph.output("y")]
+    return found
 
 
 def seen(model):
@@ -101,8 +102,8 @@ def test_fields_are_what_units_see(name):
         for column in range(touched.shape[3]):
             places = np.argwhere(touched[:, :, row, column])
             low, high = places.min(0), places.max(0)
-            assert (low[0], high[0]) == claimed(claim.height, row, HEIGHT), (row, column)
-            assert (low[1], high[1]) == claimed(claim.width, column, WIDTH), (row, column)
+            assert (low[0], high[0]) == claimed(claim.axes[0], row, HEIGHT), (row, column)
+            assert (low[1], high[1]) == claimed(claim.axes[1], column, WIDTH), (row, column)
 
 
 UPSAMPLED = {
@@ -122,12 +123,12 @@ def test_fields_after_upsampling(name):
     # Units then differ by their phase: the field is the largest, its centre that of the mean.
     model = net(f"  output y = x -> {UPSAMPLED[name]}")
     claim, touched = field(model), seen(model)
-    for axis, other, length in (("height", 1, HEIGHT), ("width", 0, WIDTH)):
+    for axis, other, length in ((0, 1, HEIGHT), (1, 0, WIDTH)):
         along = touched.any((other, other + 2))
         spans = [np.argwhere(along[:, unit]).ravel() for unit in range(along.shape[1])]
         inner = [(unit, span.min(), span.max()) for unit, span in enumerate(spans)
                  if span.size and span.min() > 0 and span.max() < length - 1]
-        found = getattr(claim, axis)
+        found = claim.axes[axis]
         assert max(high - low + 1 for _, low, high in inner) == found.size
         away = [(low + high) / 2 - found.start - unit * found.stride for unit, low, high in inner]
         assert abs(np.mean(away)) < 0.5 and np.ptp(away) <= found.size
@@ -160,7 +161,7 @@ def test_layers_that_see_everything(body):
 ])
 def test_known_figures(body, size, stride):
     # Figures of the textbooks and of Araujo, Norris and Sim (2019).
-    found = field(net(f"  output y = {body}", 224, 224)).height
+    found = field(net(f"  output y = {body}", 224, 224)).axes[0]
     assert (found.size, found.stride) == (size, stride)
 
 
@@ -170,8 +171,8 @@ RESNET = Path(__file__).parents[1] / "syntax" / "examples" / "resnet.lam"
 def test_resnet_50_sees_427():
     # The stride is in the 3x3 convolution here (the 1x1 of the first paper would make it 483).
     model = lamina.load(RESNET).ResNet(depths=[3, 4, 6, 3])
-    fields = [row.field for row in model.summary().layers if row.field and not row.field.whole]
-    assert (fields[-1].height.size, fields[-1].height.stride) == (427, 32)
+    found = last_local([row.fields for row in model.summary().layers])
+    assert {(axis.size, axis.stride) for axis in found.axes} == {(427, 32)}
 
 
 def test_fields_need_no_sizes():

@@ -8,6 +8,7 @@ from lamina.api import Net
 from lamina.commands.selection import select_net
 from lamina.compiler.frontend.library import load_path, zoo_folder, zoo_models
 from lamina.compiler.inspect.cost import summarize
+from lamina.compiler.inspect.receptive_field import last_local
 
 EXPECTED = tomllib.loads((zoo_folder() / "expected.toml").read_text())
 CASES = [(file, model, facts) for file, models in EXPECTED.items()
@@ -21,8 +22,8 @@ def test_figures(file, model, facts):
     summary = select_net(file, model, {}, {name: size}).summary()
     assert summary.parameters == facts["parameters"]
     assert summary.macs == facts["macs"]
-    fields = [row.field for row in summary.layers if row.field and not row.field.whole]
-    assert (fields[-1].height.size, fields[-1].height.stride) == (facts["field"], facts["stride"])
+    field = last_local([row.fields for row in summary.layers])
+    assert {(axis.size, axis.stride) for axis in field.axes} == {(facts["field"], facts["stride"])}
 
 
 def test_every_model_is_expected():
