@@ -96,7 +96,7 @@ def structure(graph: Graph, sizes: Mapping[str, int]) -> Structure:
 
 
 def _owners(graph: Graph) -> dict[int, str]:
-    """The path of the box of every node that depends on an input."""
+    """The path of the box of every node that depends on an input or on a layer that is shown."""
     leaves = {scope.path for scope in graph.scopes if scope.leaf}
     results = {scope.result.node: scope.path for scope in reversed(graph.scopes) if scope.leaf}
     live: set[int] = set()
@@ -104,10 +104,10 @@ def _owners(graph: Graph) -> dict[int, str]:
     taken: dict[str, int] = {}
     for node in graph.nodes:
         layer = next((p for p in _prefixes(node.path) if p in leaves), results.get(node.id, ""))
-        if node.op.name == "input" or any(value.node in live for value in node.inputs):
-            live.add(node.id)
-        elif not (layer and node.op.kind != "source"):
+        shown = layer and node.op.kind != "source"
+        if not (shown or node.op.name == "input" or any(v.node in live for v in node.inputs)):
             continue
+        live.add(node.id)
         owners[node.id] = layer or _bare_path(node, leaves, taken)
     return owners
 

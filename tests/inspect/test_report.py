@@ -44,6 +44,17 @@ def test_edges_stay_within_their_block():
             assert end == BORDER or found.boxes[end].parent == edge.block
 
 
+def test_what_is_computed_from_a_layer_without_inputs_is_joined_to_it():
+    # The detector's positions depend on the image's size alone: they hung in a corner without an
+    # edge, and the `concat` that places the boxes had nothing to join.
+    _, found = drawn("detector")
+    paths = [box.path for box in found.boxes]
+    edges = {(paths[edge.start], paths[edge.end]) for edge in found.edges if edge.block == 0}
+    joined = {start for start, end in edges if end == "concat0"}
+    assert len(joined) == 2
+    assert {("Positions", start) for start in ("slice", "slice1")} <= edges
+
+
 def test_a_skip_connection_bends_around_what_it_skips():
     # U-Net's four skips are what its picture is about.
     _, found = drawn("unet")
