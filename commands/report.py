@@ -11,7 +11,7 @@ from typing import Any
 
 from lamina.api import Net, load, version
 from lamina.commands.bench import example_sizes
-from lamina.commands.layered import Layout, arrange, opened
+from lamina.commands.layered import Layout, arrange, chosen, opened
 from lamina.compiler.inspect.receptive_field import Axis, Field
 from lamina.compiler.inspect.report import Box, Structure, structure
 from lamina.compiler.ir.graph import Graph
@@ -24,6 +24,7 @@ from lamina.runtime.cpu.plan import Plan, make_plan
 from lamina.runtime.program import THREADS, Program
 
 PAGE = "lamina.commands.page"
+ENDINGS = ("html", "htm")
 MOST_TENSORS = 8  # of those that set the peak
 MOST_TEXT = 400_000  # characters of the sources that the page shows
 
@@ -33,8 +34,10 @@ def write_report(net: Net, training: Graph | None, batches: tuple[int, int], pat
     """Write the page of a model; gives its size in bytes.
 
     `training` is its training step, if any; `batches` are those of the memory of inference and
-    of training. Raises Failure E612 without the layout library, E704 where it cannot be written.
+    of training. Raises Failure E416 for another ending than .html and .htm, E612 without the
+    layout library, E704 where the page cannot be written.
     """
+    chosen(ENDINGS, path.name)
     page = render_page(net.graph.name, report_data(net, training, batches, file, settings))
     data = page.encode()
     write_durable(path, data)

@@ -55,6 +55,15 @@ def test_an_unknown_ending_is_refused(verb, tmp_path):
     assert f"end it with one of: {listed}" in text
 
 
+@pytest.mark.parametrize("name", ["r.pdf", "kernel=3", "report"])
+def test_a_report_that_is_no_page_is_refused(name, tmp_path):
+    # A page named .pdf opens nowhere; `-o kernel=3` was meant as `--set kernel=3`.
+    code, text = run("report", "lenet5", "-o", tmp_path / name)
+    assert code == 1
+    assert "end it with one of: .html, .htm" in text
+    assert not (tmp_path / name).exists()
+
+
 @pytest.fixture
 def logged(tmp_path):
     """The folder of a run with a log of two records and a torn line."""
@@ -128,11 +137,12 @@ def test_a_layer_without_maps_is_refused(at, code, message, weights, tmp_path):
 
 
 @pytest.mark.parametrize("words, extra", [
-    (("report", "lenet5", "-o"), "report"), (("draw", "lenet5", "-o"), "report")])
+    (("report", "lenet5", "-o", "net.html"), "report"),
+    (("draw", "lenet5", "-o", "net.svg"), "report")])
 def test_a_missing_library_names_its_extra(words, extra, tmp_path, monkeypatch):
     # The core does without; who asks for a picture is told what to install.
     monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    code, text = run(*words, tmp_path / "net.svg")
+    code, text = run(*words[:-1], tmp_path / words[-1])
     assert code == 1
     assert f'pip install "lamina[{extra}]"' in text
 
