@@ -166,7 +166,8 @@ def _sources(graph: Graph, net: Net) -> list[dict[str, str]]:
 
 
 def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
-    program = lower(run_passes(graph)[-1].graph, vector_width())
+    final = run_passes(graph)[-1].graph
+    program = lower(final, vector_width())
     plan = make_plan(program, {**example_sizes(graph, batch), THREADS: 1})
     live = live_bytes(plan, len(program.steps))
     peak = max(live, default=0)
@@ -174,7 +175,7 @@ def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
     return {"name": name, "title": f"{name}, batch {batch}, one thread",
             "note": f"temporary values, batch {batch}", "arena": plan.arena_bytes,
             "steps": [step.label or "step" for step in program.steps], "live": live,
-            "peak": peak, "at": at, "tensors": _tensors(program, plan, at)}
+            "peak": peak, "at": at, **_tensors(program, plan, at, _origins(final))}
 
 
 def live_bytes(plan: Plan, steps: int) -> list[int]:
@@ -191,16 +192,36 @@ def live_bytes(plan: Plan, steps: int) -> list[int]:
     return found
 
 
-def _tensors(program: Program, plan: Plan, at: int) -> list[dict[str, Any]]:
-    """The largest temporary values that are live at a step."""
+def _tensors(program: Program, plan: Plan, at: int, origins: Mapping[tuple[str, int], str]
+             ) -> dict[str, Any]:
+    """The largest temporary values that are live at a step, and how much the others hold."""
     live = [root for root in plan.offsets if plan.lives[root][0] <= at <= plan.lives[root][1]]
     live.sort(key=lambda root: -plan.sizes[root])
-    return [{"label": program.buffers[root].label, "shape": list(plan.shapes[root]),
-             "bytes": plan.sizes[root], "line": _line(program, plan, root)}
-            for root in live[:MOST_TENSORS]]
+    rows = []
+    for root in live[:MOST_TENSORS]:
+        line, source = _place(program, plan, root, origins)
+        rows.append({"label": program.buffers[root].label, "shape": list(plan.shapes[root]),
+                     "bytes": plan.sizes[root], "line": line, "source": source})
+    rest = live[MOST_TENSORS:]
+    return {"tensors": rows, "more": len(rest), "rest": sum(plan.sizes[root] for root in rest)}
 
 
-def _line(program: Program, plan: Plan, root: int) -> int:
-    """The source line of the step that first writes a value."""
+def _place(program: Program, plan: Plan, root: int, origins: Mapping[tuple[str, int], str]
+           ) -> tuple[int, str]:
+    """The line, and the file that it is in, of the step that first writes a value."""
     first = plan.lives[root][0]
-    return program.steps[first].line if first < len(program.steps) else 0
+    if first >= len(program.steps):
+        return 0, ""
+    step = program.steps[first]
+    return step.line, origins.get((_path(step.label), step.line), "")
+
+
+def _path(label: str) -> str:
+    """The path of the layer that a step's label begins with; nothing where it has none."""
+    return label.partition(": ")[0] if ": " in label else ""
+
+
+def _origins(graph: Graph) -> dict[tuple[str, int], str]:
+    """The name of the file that the operators of a path and a line are written in."""
+    return {(node.path, node.span.line): Path(node.span.source.name).name
+            for node in graph.nodes if node.span}

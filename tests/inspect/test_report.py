@@ -5,7 +5,7 @@ import pytest
 import lamina
 from lamina.commands.bench import example_sizes
 from lamina.commands.layered import arrange
-from lamina.commands.report import live_bytes, render_page
+from lamina.commands.report import live_bytes, render_page, report_data, training_step_of
 from lamina.compiler.inspect.cost import summarize
 from lamina.compiler.inspect.report import BORDER, structure
 
@@ -91,3 +91,37 @@ def test_live_bytes_are_what_is_held_at_each_step():
         sizes = (8, 4)
 
     assert live_bytes(Plan, 3) == [8, 12, 4]
+
+
+@pytest.fixture(scope="module")
+def memories():
+    """The memory charts of the detector's inference and of its training."""
+    net = lamina.load("detector").model(None)
+    training = training_step_of(net, "detector", "", {})
+    return report_data(net, training[0], (1, training[1]), "detector", {})["memory"]
+
+
+def test_the_values_at_the_peak_add_up_to_it(memories):
+    # The detector's training listed eight tensors, 235 of 539 MB, and said nothing of the others.
+    for memory in memories:
+        listed = sum(tensor["bytes"] for tensor in memory["tensors"])
+        assert listed + memory["rest"] == memory["peak"] < memory["arena"]
+    assert memories[1]["more"] > 8
+
+
+def test_values_at_the_peak_name_the_file_that_they_are_written_in(memories):
+    # A line alone was read as one of the model's own file.
+    places = {(t["label"].partition(".")[0], t["source"]) for t in memories[1]["tensors"]}
+    assert ("first", "resnet.lam") in places
+    assert ("DetectionLoss: sub+sub+sub", "detector.lam") in places
+
+
+def test_helpers_of_a_step_are_told_from_its_result():
+    # Three buffers of one step had the same label: a thread's scratch, the weights as the kernel
+    # reads them, and the result.
+    net = lamina.load("lenet5").model(None)
+    tensors = report_data(net, None, (1, 1), "lenet5", {})["memory"][0]["tensors"]
+    labels = [tensor["label"] for tensor in tensors]
+    assert {f"c5: matmul+add+tanh{end}" for end in (", scratch", ", packed operand", "")} \
+        <= set(labels)
+    assert len(set(labels)) == len(labels)
