@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import lamina
 from lamina.cli import main
+from lamina.commands.drawing import ABOUT, _length, _shortened
 from lamina.commands.plots import with_output
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="weights are safetensors files")
@@ -43,6 +44,50 @@ def test_dot_has_blocks_as_clusters_and_sizes_on_edges(tmp_path):
     assert '[label="64×568×568"];' in path.read_text()
     run("draw", "unet", "-o", path, "--depth", 0)
     assert "cluster" not in path.read_text()
+
+
+LONG = """block ABlockWithALongNameThatFitsNowhere {
+  input x: [B, C, H, W]
+  output y = x -> a_layer_with_quite_a_long_name: conv(320, kernel=3, padding=1) -> relu
+}
+model Long {
+  input image: f32[B, 3, 16, 16]
+  output y = image -> an_instance_with_a_long_name: ABlockWithALongNameThatFitsNowhere
+}
+"""
+
+
+def test_names_too_long_for_their_box_end_in_an_ellipsis(tmp_path):
+    # Titles were cut by the edge of the picture, names without a sign; the whole is in the tooltip.
+    model, path = tmp_path / "long.lam", tmp_path / "net.svg"
+    model.write_text(LONG)
+    run("draw", model, "-o", path)
+    text = path.read_text()
+    names = [line.strip() for line in text.splitlines() if "<!--" in line]
+    assert any(name.startswith("<!-- an_instance") and name.endswith("… -->") for name in names)
+    assert any(name.startswith("<!-- ABlockWith") and name.endswith("… -->") for name in names)
+    assert ("<title>an_instance_with_a_long_name.a_layer_with_quite_a_long_name\n"
+            "conv [B, 320, 16, 16]\n8,960 parameters</title>") in text
+
+
+@pytest.mark.parametrize("text, room, expected", [
+    ("conv", 100.0, "conv"), ("", 0.0, ""), ("conv", 0.0, "…")])
+def test_a_text_is_shortened_to_its_room(text, room, expected):
+    # What fits stays; without any room the sign alone remains.
+    assert _shortened(text, room) == expected
+    assert _length(_shortened("a" * 90, 80.0), ABOUT) <= 80.0
+
+
+def test_pictures_have_a_legend_of_the_kinds_that_occur(tmp_path):
+    # The colours meant nothing to who did not know the page.
+    path = tmp_path / "net.svg"
+    run("draw", "lenet5", "-o", path)
+    for kind in ("convolution", "linear", "input, output"):
+        assert f"<!-- {kind} -->" in path.read_text()
+    assert "<!-- embedding -->" not in path.read_text()
+    dot = tmp_path / "net.dot"
+    run("draw", "lenet5", "-o", dot)
+    assert '<font color="#3b78d8">■</font> convolution' in dot.read_text()
 
 
 @pytest.mark.parametrize("verb", ["draw", "plot"])

@@ -1,9 +1,13 @@
 """What a report says of a model: boxes, edges, sums and places, without a browser."""
 
+from pathlib import Path
+
 import pytest
 
 import lamina
+from lamina.commands import report
 from lamina.commands.bench import example_sizes
+from lamina.commands.drawing import COLOURS
 from lamina.commands.layered import arrange
 from lamina.commands.report import live_bytes, render_page, report_data, training_step_of
 from lamina.compiler.inspect.cost import summarize
@@ -125,3 +129,38 @@ def test_helpers_of_a_step_are_told_from_its_result():
     assert {f"c5: matmul+add+tanh{end}" for end in (", scratch", ", packed operand", "")} \
         <= set(labels)
     assert len(set(labels)) == len(labels)
+
+
+def test_kinds_say_what_layers_are_for():
+    # Suppression was called an embedding; subtraction and argmax were activations.
+    _, found = drawn("detector")
+    kinds = {box.op: box.kind for box in found.boxes}
+    wanted = {"non_max_suppression": "selection", "argmax": "reduction", "cast": "arithmetic",
+              "sub": "arithmetic", "squeeze": "shape", "softplus": "activation"}
+    assert {op: kinds[op] for op in wanted} == wanted
+
+
+def test_upsampling_is_a_kind_of_its_own(tmp_path):
+    # It was called an activation.
+    path = tmp_path / "m.lam"
+    path.write_text("model M {\n  input x: f32[B, 3, 8, 8]\n  output y = x -> upsample(2)\n}\n")
+    _, found = drawn(str(path))
+    assert {box.op: box.kind for box in found.boxes}["upsample"] == "resampling"
+
+
+def test_a_loop_over_the_same_weights_runs_as_often_as_it_says(tmp_path):
+    # One box stands for all rounds.
+    path = tmp_path / "m.lam"
+    path.write_text("model M {\n  input x: f32[B, 8]\n"
+                    "  output y = x -> repeat 4 shared { l: linear(8) -> tanh }\n}\n")
+    _, found = drawn(str(path))
+    assert {box.name: box.times for box in found.boxes if box.kind in ("linear", "activation")} \
+        == {"l": 4, "tanh": 4}
+
+
+def test_every_kind_has_a_colour():
+    # A kind without one would be drawn black on the page, and not at all in a picture.
+    folder = Path(report.__file__).parent / "page"
+    style = (folder / "report.css").read_text()
+    for kind in COLOURS:
+        assert style.count(f"--{'block-kind' if kind == 'block' else kind}: ") == 2, kind
