@@ -102,7 +102,7 @@ def report_data(net: Net, training: Graph | None, batches: tuple[int, int], file
 
 def _box(box: Box) -> dict[str, Any]:
     names = ("path", "name", "op", "kind", "parent", "shape", "parameters", "macs", "backward",
-             "bytes", "line", "source")
+             "bytes", "line", "source", "times")
     return {**{name: getattr(box, name) for name in names}, "field": _field(box.field)}
 
 
@@ -173,7 +173,7 @@ def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
     peak = max(live, default=0)
     at = live.index(peak) if live else 0
     return {"name": name, "title": f"{name}, batch {batch}, one thread",
-            "note": f"temporary values, batch {batch}", "arena": plan.arena_bytes,
+            "note": f"arena of temporary values, batch {batch}", "arena": plan.arena_bytes,
             "steps": [step.label or "step" for step in program.steps], "live": live,
             "peak": peak, "at": at, **_tensors(program, plan, at, _origins(final))}
 
