@@ -202,6 +202,8 @@ def test_a_loop_over_the_same_weights_says_how_often(browser, folder):
     page = opened(browser, folder, path)
     assert node(page, "layers.l").find_element(By.CSS_SELECTOR, ".name").text == "l ×4"
     assert node(page, "head").find_element(By.CSS_SELECTOR, ".name").text == "head"
+    click(page, node(page, "layers.l"))
+    assert "4 times with the same weights" in text(page, "about")
 
 
 def test_the_memory_chart_has_numbers_and_the_table_a_sum(browser, folder):

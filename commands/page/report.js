@@ -463,6 +463,7 @@ function describe(index) {
   find("chosen").textContent = box.path || box.name;
   const rows = [["kind", box.kind === box.op ? box.kind : `${box.op}${box.kind === "block" ? " (block)" : ` (${box.kind})`}`],
     ["output", shape(box)]];
+  if (box.times > 1) rows.push(["runs", `${box.times} times with the same weights`]);
   if (box.kind !== "input" && box.kind !== "output") {
     rows.push(["parameters", share(box.parameters, report.parameters)],
       ["forward", share(box.macs, report.macs, " MACs")],
