@@ -172,7 +172,8 @@ def _with_times(graph: Graph, boxes: list[Box]) -> list[Box]:
     results: dict[str, set[Value]] = {}
     for scope in graph.scopes:
         results.setdefault(scope.path, set()).add(scope.result)
-    return [replace(box, times=len(results.get(box.path, "1"))) for box in boxes]
+    return [replace(box, times=len(results[box.path])) if box.path in results else box
+            for box in boxes]
 
 
 def _origin(span: Span | None) -> tuple[int, str]:
