@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import html
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.commands.layered import Layout, Point, arrange, chosen, optional
+from lamina.commands.layered import Layout, arrange, chosen, optional
 from lamina.compiler.inspect.report import BORDER, ROOT, Box, Structure, structure
 from lamina.compiler.ir.graph import Graph
 from lamina.runtime.checkpoint import write_durable
 
 ENDINGS = ("svg", "png", "dot")
 COLOURS = {"convolution": "#3b78d8", "linear": "#7a52c7", "normalisation": "#8a97a8",
-           "activation": "#e08a1e", "pooling": "#1f9d76", "embedding": "#b5478d",
-           "recurrent": "#b03a48", "random": "#a3873a", "shape": "#62b0c4", "input": "#2c3e50",
-           "output": "#2c3e50", "block": "#b8c2cf"}
+           "activation": "#e08a1e", "arithmetic": "#94694c", "pooling": "#1f9d76",
+           "reduction": "#16707e", "resampling": "#6a9a1f", "embedding": "#b5478d",
+           "selection": "#d6456b", "recurrent": "#b03a48", "random": "#a3873a",
+           "shape": "#62b0c4", "input": "#2c3e50", "output": "#2c3e50", "block": "#b8c2cf"}
 WIDTH, HEIGHT, GAP, ROW, HEAD, PAD, LANE = 172.0, 44.0, 24.0, 36.0, 30.0, 16.0, 14.0
 EVEN = 8.0  # what an edge may turn and still count as straight
 POINTS = 0.75  # points for each unit of the drawing
 MOST_INCHES = 200.0  # the side of a picture; longer ones are drawn smaller
+TITLE, ABOUT = 11.0, 9.5  # heights of letters, in units of the drawing
+LINE, SWATCH = 18.0, 11.0  # of the legend
+BESIDE = 12.0  # room left and right of a text in its box
 
 
 def draw_model(graph: Graph, sizes: Mapping[str, int], depth: int, path: Path) -> None:
@@ -51,6 +57,10 @@ def dot_text(drawn: Structure, depth: int) -> str:
         if (start, end) not in seen:
             seen.add((start, end))
             lines.append(f"  n{start} -> n{end} [label={_quoted(_sizes(drawn.boxes[start]))}];")
+    kinds = _kinds(drawn, _shown(drawn, level, ROOT, depth))
+    legend = " &nbsp; ".join(f'<font color="{COLOURS[kind]}">■</font> {name}'
+                             for kind, name in kinds.items())
+    lines.append(f"  labelloc=b; fontname=Helvetica; label=<{legend}>;")
     return "\n".join([*lines, "}", ""])
 
 
@@ -64,7 +74,7 @@ def _dot_block(drawn: Structure, level: list[int], block: int, depth: int, inden
                       f"{pad}  label={_quoted(f'{box.name}: {box.op}')};",
                       *_dot_block(drawn, level, index, depth, indent + 1), f"{pad}}}"]
         else:
-            text = _quoted(f"{box.name}\n{box.op}")
+            text = _quoted(f"{box.name}{_often(box)}\n{box.op}")
             lines.append(f'{pad}n{index} [label={text}, color="{COLOURS[box.kind]}"];')
     return lines
 
@@ -92,6 +102,11 @@ def _dot_edges(drawn: Structure, level: list[int], depth: int):
                     yield start, end
 
 
+def _often(box: Box) -> str:
+    """How often a layer runs with the same weights, where it is not once."""
+    return f" ×{box.times}" if box.times > 1 else ""
+
+
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
@@ -104,6 +119,20 @@ def _levels(drawn: Structure) -> list[int]:
         around = found[box.parent] if box.parent >= 0 else 0
         found.append(around + (box.kind == "block" and box.parent >= 0))
     return found
+
+
+def _shown(drawn: Structure, level: list[int], block: int, depth: int) -> Iterator[int]:
+    """The boxes that are seen where blocks are open down to `depth`."""
+    for index in drawn.inside(block):
+        yield index
+        if drawn.boxes[index].kind == "block" and level[index] <= depth:
+            yield from _shown(drawn, level, index, depth)
+
+
+def _kinds(drawn: Structure, shown: Iterable[int]) -> dict[str, str]:
+    """The kinds of the boxes that are seen, with what the legend calls each."""
+    found = {drawn.boxes[index].kind for index in shown} - {"output"}
+    return {kind: "input, output" if kind == "input" else kind for kind in COLOURS if kind in found}
 
 
 def _sizes(box: Box) -> str:
@@ -206,19 +235,68 @@ def _picture(drawn: Structure, placed: _Placed, ending: str) -> bytes:
                        "matplotlib.backends.backend_svg", "drawing a picture", "plots")
     figures = optional("matplotlib.figure", "drawing a picture", "plots")
     margin = 12.0
-    wide, high = placed.width + 2 * margin, placed.height + 2 * margin
+    legend, below = _arranged(_kinds(drawn, _seen(placed)), placed.width)
+    wide, high = placed.width + 2 * margin, placed.height + below + 2 * margin
     scale = min(POINTS / 72, MOST_INCHES / max(wide, high))
     figure = figures.Figure(figsize=(wide * scale, high * scale), facecolor="white")
     canvas = backend.FigureCanvasAgg if ending == "png" else backend.FigureCanvasSVG
     canvas(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(-margin, placed.width + margin)
-    axes.set_ylim(placed.height + margin, -margin)
+    axes.set_ylim(placed.height + below + margin, -margin)
     axes.set_axis_off()
     _fill(axes, drawn, placed, ROOT, 0.0, 0.0, scale * 72)
+    _legend(axes, legend, placed.height + below, scale * 72)
     file = io.BytesIO()
     figure.savefig(file, format=ending, dpi=110 if max(wide, high) * scale > 60 else 160)
-    return file.getvalue()
+    return file.getvalue() if ending == "png" else _with_titles(file.getvalue(), drawn)
+
+
+def _seen(placed: _Placed) -> Iterator[int]:
+    """The boxes inside an open block, and inside those that are open within it."""
+    for index, (_, _, size) in placed.inner.items():
+        yield index
+        yield from _seen(size)
+
+
+def _with_titles(picture: bytes, drawn: Structure) -> bytes:
+    """An SVG whose boxes say their full names and what they are under the pointer."""
+    def titled(found: re.Match[str]) -> str:
+        box = drawn.boxes[int(found[1])]
+        words = [box.path or box.name, f"{box.op} {list(box.shape)}".replace("'", "")]
+        words += [f"{box.parameters:,} parameters"] if box.parameters else []
+        return f"{found[0]}<title>{html.escape(chr(10).join(words))}</title>"
+
+    return re.sub(r'<g id="(?:box|name|about)-(\d+)">', titled, picture.decode()).encode()
+
+
+def _arranged(kinds: Mapping[str, str], width: float
+              ) -> tuple[list[tuple[str, str, float, float]], float]:
+    """The entries of the legend, each with its left edge and its height above the lowest line,
+    in as many lines as they need; and the height of all lines."""
+    lines: list[list[tuple[str, str, float]]] = [[]]
+    left = 0.0
+    for kind, name in kinds.items():
+        needed = SWATCH + 6 + _length(name, ABOUT) + 16
+        if lines[-1] and left + needed - 16 > width:
+            lines.append([])
+            left = 0.0
+        lines[-1].append((kind, name, left))
+        left += needed
+    found = [(kind, name, x, (len(lines) - 1 - number) * LINE)
+             for number, line in enumerate(lines) for kind, name, x in line]
+    return found, len(lines) * LINE + PAD
+
+
+def _legend(axes: Any, entries: Iterable[tuple[str, str, float, float]], bottom: float,
+            scale: float) -> None:
+    """Draw what the colours stand for."""
+    patches = optional("matplotlib.patches", "drawing a picture", "plots")
+    for kind, name, left, above in entries:
+        axes.add_patch(patches.Rectangle((left, bottom - above - SWATCH), SWATCH, SWATCH,
+                                         color=COLOURS[kind], linewidth=0))
+        axes.text(left + SWATCH + 6, bottom - above - 1.5, name, fontsize=ABOUT * scale,
+                  color="#5d6b7c", parse_math=False)
 
 
 def _fill(axes: Any, drawn: Structure, placed: _Placed, block: int, left: float, top: float,
@@ -234,8 +312,8 @@ def _fill(axes: Any, drawn: Structure, placed: _Placed, block: int, left: float,
         axes.add_patch(patches.FancyBboxPatch(
             (left + x, top + y), size.width, size.height, boxstyle="round,pad=0,rounding_size=7",
             facecolor="#f1f4f8" if box.kind == "block" else "white",
-            edgecolor=COLOURS[box.kind], linewidth=1.1, zorder=2))
-        _text(axes, box, left + x, top + y, size, is_open, scale)
+            edgecolor=COLOURS[box.kind], linewidth=1.1, zorder=2, gid=f"box-{index}"))
+        _text(axes, index, box, left + x, top + y, size, is_open, scale)
         turns = [_turn(drawn, placed, number) for number in placed.bends
                  if drawn.edges[number].start == index]
         if turns:
@@ -263,42 +341,99 @@ def _label(left: bool, right: bool) -> tuple[float, float, str]:
     return (-6.0, 15.0, "right") if right else (6.0, 15.0, "left")
 
 
-def _text(axes: Any, box: Box, x: float, y: float, size: _Placed, is_open: bool, scale: float
-          ) -> None:
+def _text(axes: Any, index: int, box: Box, x: float, y: float, size: _Placed, is_open: bool,
+          scale: float) -> None:
     words = {"color": "#1b2430", "zorder": 5, "parse_math": False}
+    room, often = size.width - 2 * BESIDE, _often(box)
     if is_open:
-        axes.text(x + 12, y + 20, f"{box.name}  {box.op}"[:40], fontsize=11 * scale, **words)
+        left = room - GAP / 2 - _length(box.name + often, TITLE)
+        about = _shortened(box.op, max(left, 0.4 * room))
+        name = _shortened(box.name, room - GAP / 2 - _length(about, ABOUT) - _length(often, TITLE),
+                          TITLE)
+        axes.text(x + BESIDE, y + 20, name + often, fontsize=TITLE * scale, weight="bold",
+                  gid=f"name-{index}", **words)
+        axes.text(x + size.width - BESIDE, y + 20, about, fontsize=ABOUT * scale, ha="right",
+                  gid=f"about-{index}", **words)
         return
     middle = x + size.width / 2
-    axes.text(middle, y + 19, box.name[:24], fontsize=11 * scale, ha="center", weight="bold",
-              **words)
+    name = _shortened(box.name, room - _length(often, TITLE), TITLE) + often
+    axes.text(middle, y + 19, name, fontsize=TITLE * scale, ha="center", weight="bold",
+              gid=f"name-{index}", **words)
     about = box.op if box.kind not in ("input", "output") else box.kind
-    if box.parameters:
-        about += f" · {box.parameters:,}"
-    axes.text(middle, y + 35, about[:30], fontsize=9.5 * scale, ha="center", **words)
+    count = f" · {box.parameters:,}" if box.parameters else ""
+    axes.text(middle, y + 35, _shortened(about, room - _length(count, ABOUT)) + count,
+              fontsize=ABOUT * scale, ha="center", gid=f"about-{index}", **words)
+
+
+def _length(text: str, height: float) -> float:
+    """The length of a text in units of the drawing; titles are bold."""
+    fonts = optional("matplotlib.font_manager", "drawing a picture", "plots")
+    paths = optional("matplotlib.textpath", "drawing a picture", "plots")
+    font = fonts.FontProperties(size=height, weight="bold" if height == TITLE else "normal")
+    return paths.text_to_path.get_text_width_height_descent(text, font, False)[0] if text else 0.0
+
+
+def _shortened(text: str, room: float, height: float = ABOUT) -> str:
+    """The text, or as much of its beginning as there is room for."""
+    if _length(text, height) <= room:
+        return text
+    fits, over = 0, len(text)
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        if _length(text[:middle] + "…", height) <= room:
+            fits = middle
+        else:
+            over = middle
+    return text[:fits].rstrip() + "…"
 
 
 def _edge(axes: Any, start: int, end: int, bends: tuple[tuple[float, float, float], ...],
           placed: _Placed, left: float, top: float) -> None:
     patches = optional("matplotlib.patches", "drawing a picture", "plots")
     paths = optional("matplotlib.path", "drawing a picture", "plots")
-    points: list[Point | tuple[float, float]] = [
-        point for x, above, below in bends for point in ((x, above), (x, below))]
+    back = BORDER not in (start, end) and placed.inner[end][1] < placed.inner[start][1]
+    points = (_back if back else _down)(start, end, bends, placed)
+    moved = [(left + x, top + y) for x, y in points]
+    beside = back and not bends
+    curve, codes = [moved[0]], [paths.Path.MOVETO]
+    for (x, y), (to_x, to_y) in zip(moved, moved[1:], strict=False):
+        half, out = (y + to_y) / 2, max(x, to_x) + 20
+        curve += [(out, y), (out, to_y)] if beside else [(x, half), (to_x, half)]
+        curve.append((to_x, to_y))
+        codes += [paths.Path.CURVE4] * 3
+    axes.add_patch(patches.PathPatch(paths.Path(curve, codes), facecolor="none",
+                                     edgecolor="#7d8b9b", linewidth=1.1, zorder=3))
+    if end != BORDER:
+        along, down = (1, 0) if beside else (0, 1 if back else -1)  # where it comes from
+        x, y = moved[-1]
+        tail_x, tail_y = x + 7 * along, y + 7 * down
+        axes.add_patch(patches.Polygon(
+            [(x, y), (tail_x - 3.5 * down, tail_y - 3.5 * along),
+             (tail_x + 3.5 * down, tail_y + 3.5 * along)], color="#7d8b9b", zorder=4))
+
+
+def _down(start: int, end: int, bends: Iterable[tuple[float, float, float]], placed: _Placed
+          ) -> list[tuple[float, float]]:
+    """The way of an edge from the bottom of a box to the top of another."""
+    points = [point for x, above, below in bends for point in ((x, above), (x, below))]
     if start != BORDER:
         x, y, size = placed.inner[start]
         points.insert(0, (x + size.width / 2, y + size.height))
     if end != BORDER:
         x, y, size = placed.inner[end]
         points.append((x + size.width / 2, y))
-    moved = [(left + x, top + y) for x, y in points]
-    curve, codes = [moved[0]], [paths.Path.MOVETO]
-    for (x, y), (to_x, to_y) in zip(moved, moved[1:], strict=False):
-        half = (y + to_y) / 2
-        curve += [(x, half), (to_x, half), (to_x, to_y)]
-        codes += [paths.Path.CURVE4] * 3
-    axes.add_patch(patches.PathPatch(paths.Path(curve, codes), facecolor="none",
-                                     edgecolor="#7d8b9b", linewidth=1.1, zorder=3))
-    if end != BORDER:
-        x, y = moved[-1]
-        axes.add_patch(patches.Polygon([(x, y), (x - 3.5, y - 7), (x + 3.5, y - 7)],
-                                       color="#7d8b9b", zorder=4))
+    return points
+
+
+def _back(start: int, end: int, bends: Sequence[tuple[float, float, float]], placed: _Placed
+          ) -> list[tuple[float, float]]:
+    """The way back to a layer that is used again: up through the bends, else beside the two."""
+    (x, y, size), (to_x, to_y, other) = placed.inner[start], placed.inner[end]
+    if not bends:
+        return [(x + size.width, y + size.height / 2),
+                (to_x + other.width, to_y + other.height / 2)]
+    first, last = bends[0][0], bends[-1][0]
+    x += size.width * (0.25 if first < x + size.width / 2 else 0.75)
+    to_x += other.width * (0.25 if last < to_x + other.width / 2 else 0.75)
+    through = [point for bend, above, below in bends for point in ((bend, below), (bend, above))]
+    return [(x, y), *through, (to_x, to_y + other.height)]

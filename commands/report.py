@@ -11,7 +11,7 @@ from typing import Any
 
 from lamina.api import Net, load, version
 from lamina.commands.bench import example_sizes
-from lamina.commands.layered import Layout, arrange, opened
+from lamina.commands.layered import Layout, arrange, chosen, opened
 from lamina.commands.sights import sights
 from lamina.compiler.inspect.report import Box, Structure, structure
 from lamina.compiler.ir.graph import Graph
@@ -24,6 +24,7 @@ from lamina.runtime.cpu.plan import Plan, make_plan
 from lamina.runtime.program import THREADS, Program
 
 PAGE = "lamina.commands.page"
+ENDINGS = ("html", "htm")
 MOST_TENSORS = 8  # of those that set the peak
 MOST_TEXT = 400_000  # characters of the sources that the page shows
 
@@ -33,8 +34,10 @@ def write_report(net: Net, training: Graph | None, batches: tuple[int, int], pat
     """Write the page of a model; gives its size in bytes.
 
     `training` is its training step, if any; `batches` are those of the memory of inference and
-    of training. Raises Failure E612 without the layout library, E704 where it cannot be written.
+    of training. Raises Failure E416 for another ending than .html and .htm, E612 without the
+    layout library, E704 where the page cannot be written.
     """
+    chosen(ENDINGS, path.name)
     page = render_page(net.graph.name, report_data(net, training, batches, file, settings))
     data = page.encode()
     write_durable(path, data)
@@ -100,7 +103,7 @@ def report_data(net: Net, training: Graph | None, batches: tuple[int, int], file
 
 def _box(box: Box) -> dict[str, Any]:
     names = ("path", "name", "op", "kind", "parent", "shape", "parameters", "macs", "backward",
-             "bytes", "line", "source")
+             "bytes", "line", "source", "times")
     return {name: getattr(box, name) for name in names}
 
 
@@ -143,15 +146,16 @@ def _sources(graph: Graph, net: Net) -> list[dict[str, str]]:
 
 
 def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
-    program = lower(run_passes(graph)[-1].graph, vector_width())
+    final = run_passes(graph)[-1].graph
+    program = lower(final, vector_width())
     plan = make_plan(program, {**example_sizes(graph, batch), THREADS: 1})
     live = live_bytes(plan, len(program.steps))
     peak = max(live, default=0)
     at = live.index(peak) if live else 0
     return {"name": name, "title": f"{name}, batch {batch}, one thread",
-            "note": f"temporary values, batch {batch}", "arena": plan.arena_bytes,
+            "note": f"arena of temporary values, batch {batch}", "arena": plan.arena_bytes,
             "steps": [step.label or "step" for step in program.steps], "live": live,
-            "peak": peak, "at": at, "tensors": _tensors(program, plan, at)}
+            "peak": peak, "at": at, **_tensors(program, plan, at, _origins(final))}
 
 
 def live_bytes(plan: Plan, steps: int) -> list[int]:
@@ -168,16 +172,36 @@ def live_bytes(plan: Plan, steps: int) -> list[int]:
     return found
 
 
-def _tensors(program: Program, plan: Plan, at: int) -> list[dict[str, Any]]:
-    """The largest temporary values that are live at a step."""
+def _tensors(program: Program, plan: Plan, at: int, origins: Mapping[tuple[str, int], str]
+             ) -> dict[str, Any]:
+    """The largest temporary values that are live at a step, and how much the others hold."""
     live = [root for root in plan.offsets if plan.lives[root][0] <= at <= plan.lives[root][1]]
     live.sort(key=lambda root: -plan.sizes[root])
-    return [{"label": program.buffers[root].label, "shape": list(plan.shapes[root]),
-             "bytes": plan.sizes[root], "line": _line(program, plan, root)}
-            for root in live[:MOST_TENSORS]]
+    rows = []
+    for root in live[:MOST_TENSORS]:
+        line, source = _place(program, plan, root, origins)
+        rows.append({"label": program.buffers[root].label, "shape": list(plan.shapes[root]),
+                     "bytes": plan.sizes[root], "line": line, "source": source})
+    rest = live[MOST_TENSORS:]
+    return {"tensors": rows, "more": len(rest), "rest": sum(plan.sizes[root] for root in rest)}
 
 
-def _line(program: Program, plan: Plan, root: int) -> int:
-    """The source line of the step that first writes a value."""
+def _place(program: Program, plan: Plan, root: int, origins: Mapping[tuple[str, int], str]
+           ) -> tuple[int, str]:
+    """The line, and the file that it is in, of the step that first writes a value."""
     first = plan.lives[root][0]
-    return program.steps[first].line if first < len(program.steps) else 0
+    if first >= len(program.steps):
+        return 0, ""
+    step = program.steps[first]
+    return step.line, origins.get((_path(step.label), step.line), "")
+
+
+def _path(label: str) -> str:
+    """The path of the layer that a step's label begins with; nothing where it has none."""
+    return label.partition(": ")[0] if ": " in label else ""
+
+
+def _origins(graph: Graph) -> dict[tuple[str, int], str]:
+    """The name of the file that the operators of a path and a line are written in."""
+    return {(node.path, node.span.line): Path(node.span.source.name).name
+            for node in graph.nodes if node.span}

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import lamina
 from lamina.cli import main
+from lamina.commands.drawing import ABOUT, _length, _shortened
 from lamina.commands.plots import with_output
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="weights are safetensors files")
@@ -45,6 +46,50 @@ def test_dot_has_blocks_as_clusters_and_sizes_on_edges(tmp_path):
     assert "cluster" not in path.read_text()
 
 
+LONG = """block ABlockWithALongNameThatFitsNowhere {
+  input x: [B, C, H, W]
+  output y = x -> a_layer_with_quite_a_long_name: conv(320, kernel=3, padding=1) -> relu
+}
+model Long {
+  input image: f32[B, 3, 16, 16]
+  output y = image -> an_instance_with_a_long_name: ABlockWithALongNameThatFitsNowhere
+}
+"""
+
+
+def test_names_too_long_for_their_box_end_in_an_ellipsis(tmp_path):
+    # Titles were cut by the edge of the picture, names without a sign; the whole is in the tooltip.
+    model, path = tmp_path / "long.lam", tmp_path / "net.svg"
+    model.write_text(LONG)
+    run("draw", model, "-o", path)
+    text = path.read_text()
+    names = [line.strip() for line in text.splitlines() if "<!--" in line]
+    assert any(name.startswith("<!-- an_instance") and name.endswith("… -->") for name in names)
+    assert any(name.startswith("<!-- ABlockWith") and name.endswith("… -->") for name in names)
+    assert ("<title>an_instance_with_a_long_name.a_layer_with_quite_a_long_name\n"
+            "conv [B, 320, 16, 16]\n8,960 parameters</title>") in text
+
+
+@pytest.mark.parametrize("text, room, expected", [
+    ("conv", 100.0, "conv"), ("", 0.0, ""), ("conv", 0.0, "…")])
+def test_a_text_is_shortened_to_its_room(text, room, expected):
+    # What fits stays; without any room the sign alone remains.
+    assert _shortened(text, room) == expected
+    assert _length(_shortened("a" * 90, 80.0), ABOUT) <= 80.0
+
+
+def test_pictures_have_a_legend_of_the_kinds_that_occur(tmp_path):
+    # The colours meant nothing to who did not know the page.
+    path = tmp_path / "net.svg"
+    run("draw", "lenet5", "-o", path)
+    for kind in ("convolution", "linear", "input, output"):
+        assert f"<!-- {kind} -->" in path.read_text()
+    assert "<!-- embedding -->" not in path.read_text()
+    dot = tmp_path / "net.dot"
+    run("draw", "lenet5", "-o", dot)
+    assert '<font color="#3b78d8">■</font> convolution' in dot.read_text()
+
+
 @pytest.mark.parametrize("verb", ["draw", "plot"])
 def test_an_unknown_ending_is_refused(verb, tmp_path):
     # The ending is how one says what one wants.
@@ -53,6 +98,15 @@ def test_an_unknown_ending_is_refused(verb, tmp_path):
     listed = ".svg, .png, .dot" if verb == "draw" else ".png, .svg"
     assert code == 1
     assert f"end it with one of: {listed}" in text
+
+
+@pytest.mark.parametrize("name", ["r.pdf", "kernel=3", "report"])
+def test_a_report_that_is_no_page_is_refused(name, tmp_path):
+    # A page named .pdf opens nowhere; `-o kernel=3` was meant as `--set kernel=3`.
+    code, text = run("report", "lenet5", "-o", tmp_path / name)
+    assert code == 1
+    assert "end it with one of: .html, .htm" in text
+    assert not (tmp_path / name).exists()
 
 
 @pytest.fixture
@@ -128,11 +182,12 @@ def test_a_layer_without_maps_is_refused(at, code, message, weights, tmp_path):
 
 
 @pytest.mark.parametrize("words, extra", [
-    (("report", "lenet5", "-o"), "report"), (("draw", "lenet5", "-o"), "report")])
+    (("report", "lenet5", "-o", "net.html"), "report"),
+    (("draw", "lenet5", "-o", "net.svg"), "report")])
 def test_a_missing_library_names_its_extra(words, extra, tmp_path, monkeypatch):
     # The core does without; who asks for a picture is told what to install.
     monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    code, text = run(*words, tmp_path / "net.svg")
+    code, text = run(*words[:-1], tmp_path / words[-1])
     assert code == 1
     assert f'pip install "lamina[{extra}]"' in text
 

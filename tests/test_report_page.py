@@ -20,6 +20,22 @@ model Small {
 }
 """
 
+LONG = """block ABlockWithALongNameThatFitsNowhere {
+  input x: [B, C, H, W]
+  output y = x -> a_layer_with_quite_a_long_name: conv(320, kernel=3, padding=1) -> relu
+}
+model Long {
+  input image: f32[B, 3, 16, 16]
+  output y = image -> an_instance_with_a_long_name: ABlockWithALongNameThatFitsNowhere
+    -> up: conv_transpose(256, kernel=2, stride=2) -> head: conv(2, kernel=1)
+}
+"""
+SHARED = """model Loop {
+  input x: f32[B, 8]
+  output y = x -> layers: repeat 4 shared { l: linear(8) -> tanh } -> head: linear(3)
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
@@ -141,3 +157,78 @@ def test_hostile_text_does_not_break_out(browser, folder):
     page = opened(browser, folder, path)
     assert page.title == "Small - Lamina report"
     assert "</script><script>" in text(page, "texts")
+
+
+def test_fit_shows_the_whole_graph(browser, folder):
+    # An unfolded ResNet is four times as high as the canvas: it was shown from its top.
+    page = opened(browser, folder, "resnet#ResNet18")
+    page.find_element(By.ID, "unfold").click()
+    page.find_element(By.ID, "fit").click()
+    inside = page.execute_script("""
+      const canvas = document.getElementById("canvas").getBoundingClientRect();
+      return [...document.querySelectorAll(".box")].every((box) => {
+        const place = box.getBoundingClientRect();
+        return place.top >= canvas.top && place.bottom <= canvas.bottom
+          && place.left >= canvas.left && place.right <= canvas.right;
+      });""")
+    assert inside
+
+
+def test_texts_stay_inside_their_boxes(browser, folder):
+    # Long names and numbers ran over the colour bar and out of the box.
+    path = Path(folder) / "long.lam"
+    path.write_text(LONG)
+    page = opened(browser, folder, path)
+    over = page.execute_script("""
+      return [...document.querySelectorAll(".box")].flatMap((box) => {
+        const body = box.querySelector(":scope > .body").getBoundingClientRect();
+        return [...box.querySelectorAll(":scope > text")].filter((text) => {
+          const place = text.getBoundingClientRect();
+          return place.left < body.left + 5 || place.right > body.right;
+        }).map((text) => text.textContent);
+      });""")
+    assert over == []
+    shown = node(page, "an_instance_with_a_long_name.a_layer_with_quite_a_long_name")
+    words = shown.find_elements(By.CSS_SELECTOR, "text")
+    assert words[0].text.endswith("…")
+    title = shown.find_element(By.CSS_SELECTOR, "title").get_attribute("textContent")
+    assert title.startswith("an_instance_with_a_long_name.a_layer_with_quite_a_long_name\n")
+
+
+def test_a_loop_over_the_same_weights_says_how_often(browser, folder):
+    # `repeat 4 shared` looked like a layer that runs once.
+    path = Path(folder) / "shared.lam"
+    path.write_text(SHARED)
+    page = opened(browser, folder, path)
+    assert node(page, "layers.l").find_element(By.CSS_SELECTOR, ".name").text == "l ×4"
+    assert node(page, "head").find_element(By.CSS_SELECTOR, ".name").text == "head"
+    click(page, node(page, "layers.l"))
+    assert "4 times with the same weights" in text(page, "about")
+
+
+def test_the_memory_chart_has_numbers_and_the_table_a_sum(browser, folder):
+    # The chart had no scale; the card showed the arena, the chart the live values, both unnamed.
+    page = opened(browser, folder, "detector")
+    charts = page.find_elements(By.CSS_SELECTOR, "#memory .chart")
+    scale = charts[0].find_elements(By.CSS_SELECTOR, ".scale span")
+    assert [one.text for one in scale] == ["0", "1.00 MiB", "2.00 MiB"]
+    assert charts[0].find_element(By.TAG_NAME, "h3").text.endswith(
+        "peak of live values 1.96 MiB, arena 2.33 MiB")
+    assert "2.33 MiB\narena of temporary values, batch 1" in text(page, "figures")
+    rows = [row.text for row in charts[1].find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert rows[-2].startswith("79 more, together ")
+    assert rows[-1] == "peak: all of them 514 MiB"
+    assert any(row.endswith("resnet.lam, 6") for row in rows)
+
+
+def test_the_theme_can_be_chosen(browser, folder):
+    # The system's setting is not always what a reader or a projector wants.
+    page = opened(browser, folder, "lenet5")
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    before, button = page.execute_script(colour), page.find_element(By.ID, "theme")
+    shown = button.text
+    button.click()
+    assert page.execute_script(colour) != before
+    assert {shown, button.text} == {"Light", "Dark"}
+    button.click()
+    assert page.execute_script(colour) == before

@@ -50,6 +50,34 @@ function bytes(number) {
 const shape = (box) => `[${box.shape.join(", ")}]`;
 const sizes = (box) => box.shape.filter((size) => typeof size === "number").join("×");
 const cut = (text, most) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
+const family = getComputedStyle(document.body).fontFamily;
+const NAME = `600 12px ${family}`, SUB = `10.5px ${family}`;  // as in the style sheet
+const pen = document.createElement("canvas").getContext("2d");
+
+function length(text, font) {
+  pen.font = font;
+  return pen.measureText(text).width;
+}
+
+// The text, or as much of its beginning as there is room for.
+function shorten(text, room, font) {
+  if (length(text, font) <= room) return text;
+  const letters = [...text];
+  let [fits, over] = [0, letters.length];
+  while (over - fits > 1) {
+    const middle = (fits + over) >> 1;
+    if (length(`${letters.slice(0, middle).join("")}…`, font) <= room) fits = middle;
+    else over = middle;
+  }
+  return `${letters.slice(0, fits).join("").trimEnd()}…`;
+}
+
+// Two texts beside each other: the second keeps as much as the first leaves, at least a share.
+function shortenBoth(first, firstFont, second, secondFont, room, least) {
+  const left = Math.max(room - length(first, firstFont), least * room);
+  const shown = shorten(second, left, secondFont);
+  return [shorten(first, room - length(shown, secondFont), firstFont), shown];
+}
 const colour = (kind) => `var(--${kind === "block" ? "block-kind" : kind})`;
 const pairs = (list, rows) => {
   list.replaceChildren();
@@ -164,7 +192,9 @@ function outline(index, size, element) {
   element.setAttribute("aria-label", `${box.path || box.name}, ${box.op}, output ${shape(box)}`);
   element.dataset.index = index;
   if (block) element.setAttribute("aria-expanded", open[index]);
-  draw("title", {}, element, `${box.path || box.name}\n${box.op}  ${shape(box)}`);
+  draw("title", {}, element, [box.path || box.name, `${box.op}  ${shape(box)}`,
+    box.parameters ? `${count(box.parameters)} parameters` : "",
+    box.times > 1 ? `runs ${box.times} times with the same weights` : ""].filter(Boolean).join("\n"));
   const round = { rx: block ? 9 : 7 };
   if (block && !open[index])
     draw("rect", { class: "stack", x: 4, y: 4, width: size.width, height: size.height, ...round }, element);
@@ -173,17 +203,30 @@ function outline(index, size, element) {
   const sign = block ? (open[index] ? "▾ " : "▸ ") : "";
   if (open[index]) {
     const text = draw("text", { x: 12, y: 20 }, element);
-    draw("tspan", { class: "name" }, text, cut(sign + box.name, 22));
-    draw("tspan", { class: "sub", dx: 8 }, text, cut(box.op, 18));
+    const [name, op] = shortenBoth(sign + box.name + times(box), NAME, box.op, SUB, size.width - 32, 0.4);
+    draw("tspan", { class: "name" }, text, name);
+    draw("tspan", { class: "sub", dx: 8 }, text, op);
     return;
   }
-  const middle = size.width / 2 + (block ? 0 : 2);
-  draw("text", { class: "name", x: middle, y: 19, "text-anchor": "middle" }, element, cut(sign + box.name, 23));
-  const more = block ? plural(inside(index), "layer") : box.parameters ? `${short(box.parameters)} parameters` : "";
-  const what = box.op === box.name || (box.kind === "input" || box.kind === "output") && box.op === box.kind ? "" : box.op;
-  const about = box.kind === "input" || box.kind === "output" ? box.kind : [what, more].filter(Boolean).join(" · ");
-  draw("text", { class: "sub", x: middle, y: 34, "text-anchor": "middle" }, element, cut(about || box.kind, 30));
+  const middle = size.width / 2 + (block ? 0 : 2), room = size.width - (block ? 14 : 20);
+  draw("text", { class: "name", x: middle, y: 19, "text-anchor": "middle" }, element,
+    shortenBoth(sign + box.name, NAME, times(box), NAME, room, 0.3).join(""));
+  draw("text", { class: "sub", x: middle, y: 34, "text-anchor": "middle" }, element, shorten(about(index, room), room, SUB));
 }
+
+// What stands below a box's name; where it is too long, a number goes without its word.
+function about(index, room) {
+  const box = boxes[index];
+  if (box.kind === "input" || box.kind === "output") return box.kind;
+  const what = box.op === box.name ? "" : box.op;
+  const [number, word] = box.kind === "block" ? plural(inside(index), "layer").split(" ")
+    : box.parameters ? [short(box.parameters), "parameters"] : ["", ""];
+  const whole = [what, `${number} ${word}`.trim()].filter(Boolean).join(" · ");
+  if (length(whole, SUB) <= room || !what || !number) return whole || box.kind;
+  return shortenBoth(what, SUB, ` · ${number}`, SUB, room, 0.4).join("");
+}
+
+const times = (box) => box.times > 1 ? ` ×${box.times}` : "";
 
 const plural = (number, what) => `${count(number)} ${what}${number === 1 ? "" : "s"}`;
 
@@ -192,6 +235,23 @@ function inside(index) {
 }
 
 function connect(edge, block, group) {
+  const line = draw("path", { class: "edge", d: upwards(edge, block) ? loop(edge, block) : route(edge, block) }, group);
+  if (edge.end !== BORDER) line.setAttribute("marker-end", "url(#tip)");
+  line.dataset.start = edge.start;
+  line.dataset.end = edge.end;
+}
+
+function curve([[x, y], ...points]) {
+  let path = `M${x},${y}`;
+  for (const [toX, toY] of points) {
+    const half = (y + toY) / 2;
+    path += x === toX ? `L${toX} ${toY}` : `C${x} ${half} ${toX} ${half} ${toX} ${toY}`;
+    [x, y] = [toX, toY];
+  }
+  return path;
+}
+
+function route(edge, block) {
   const points = edge.bends.flatMap((_, place) => {
     const bend = block.bends.get(edge)[place];
     return [[bend.x, bend.top], [bend.x, bend.bottom]];
@@ -204,16 +264,27 @@ function connect(edge, block, group) {
     const place = block.boxes.get(edge.end), size = block.inner.get(edge.end);
     points.push([place.x + size.width / 2, place.y]);
   } else points.splice(-1, 1);
-  let path = `M${points[0]}`;
-  for (let i = 1; i < points.length; i++) {
-    const [[x, y], [toX, toY]] = [points[i - 1], points[i]];
-    const half = (y + toY) / 2;
-    path += x === toX ? `L${toX} ${toY}` : `C${x} ${half} ${toX} ${half} ${toX} ${toY}`;
+  return curve(points);
+}
+
+// Whether an edge runs back to a layer that is used again.
+function upwards(edge, block) {
+  return edge.start !== BORDER && edge.end !== BORDER
+    && block.boxes.get(edge.end).y < block.boxes.get(edge.start).y;
+}
+
+// From the top of a box through the bends up to the bottom of another; else beside the two.
+function loop(edge, block) {
+  const [from, to] = [edge.start, edge.end].map((end) => ({ ...block.boxes.get(end), ...block.inner.get(end) }));
+  const bends = block.bends.get(edge);
+  if (!bends.length) {
+    const [x, y] = [from.x + from.width, from.y + from.height / 2], [toX, toY] = [to.x + to.width, to.y + to.height / 2];
+    const out = Math.max(x, toX) + 20;
+    return `M${x} ${y}C${out} ${y} ${out} ${toY} ${toX} ${toY}`;
   }
-  const line = draw("path", { class: "edge", d: path }, group);
-  if (edge.end !== BORDER) line.setAttribute("marker-end", "url(#tip)");
-  line.dataset.start = edge.start;
-  line.dataset.end = edge.end;
+  const side = (box, bend) => box.x + box.width * (bend.x < box.x + box.width / 2 ? 0.25 : 0.75);
+  return curve([[side(from, bends[0]), from.y], ...bends.flatMap((bend) => [[bend.x, bend.bottom], [bend.x, bend.top]]),
+    [side(to, bends.at(-1)), to.y + to.height]]);
 }
 
 // The size of what a box gives, where its edges leave room: beside them, else between them.
@@ -238,12 +309,16 @@ function look() {
   view.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.scale})`);
 }
 
+// The scale at which all of the graph is seen.
+function whole() {
+  return Math.min(canvas.clientWidth / (extent.width + 20), canvas.clientHeight / (extent.height + 20));
+}
+
 function fit() {
   const { clientWidth: width, clientHeight: height } = canvas;
-  const whole = Math.min(width / (extent.width + 20), height / (extent.height + 20));
-  camera.scale = Math.max(0.12, Math.min(1.15, whole));
+  camera.scale = Math.min(1.15, whole());
   camera.x = (width - extent.width * camera.scale) / 2;
-  camera.y = Math.max(8, (height - extent.height * camera.scale) / 2);
+  camera.y = (height - extent.height * camera.scale) / 2;
   look();
 }
 
@@ -259,7 +334,7 @@ function begin() {
 }
 
 function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
-  const scale = Math.max(0.05, Math.min(4, camera.scale * factor));
+  const scale = Math.max(Math.min(0.05, whole()), Math.min(4, camera.scale * factor));
   camera.x = x - (x - camera.x) * scale / camera.scale;
   camera.y = y - (y - camera.y) * scale / camera.scale;
   camera.scale = scale;
@@ -388,6 +463,7 @@ function describe(index) {
   find("chosen").textContent = box.path || box.name;
   const rows = [["kind", box.kind === box.op ? box.kind : `${box.op}${box.kind === "block" ? " (block)" : ` (${box.kind})`}`],
     ["output", shape(box)]];
+  if (box.times > 1) rows.push(["runs", `${box.times} times with the same weights`]);
   if (box.kind !== "input" && box.kind !== "output") {
     rows.push(["parameters", share(box.parameters, report.parameters)],
       ["forward", share(box.macs, report.macs, " MACs")],
@@ -616,15 +692,22 @@ function bars(place, title, rows, total, text) {
 
 function memory(step) {
   const chart = make("div", null, { class: "chart" }, find("memory"));
-  make("h3", `${step.title}: peak ${bytes(step.peak)}`, {}, chart);
-  const [wide, high, foot] = [600, 170, 18];
+  make("h3", `${step.title}: peak of live values ${bytes(step.peak)}, arena ${bytes(step.arena)}`, {}, chart);
+  const [wide, high] = [600, 170];
+  const plot = make("div", null, { class: "plot" }, chart);
+  const scale = make("div", null, { class: "scale" }, plot);
   const svg = draw("svg", { viewBox: `0 0 ${wide} ${high}`, preserveAspectRatio: "none", role: "img",
-    "aria-label": `Live bytes over ${step.live.length} steps, peak ${bytes(step.peak)}` }, chart);
-  const x = (at) => at * wide / step.live.length, y = (value) => (high - foot) - value * (high - foot - 12) / (step.peak || 1);
-  for (const part of [0.25, 0.5, 0.75, 1]) draw("line", { class: "grid", x1: 0, x2: wide, y1: y(part * step.peak), y2: y(part * step.peak) }, svg);
+    "aria-label": `Live bytes over ${step.live.length} steps, peak ${bytes(step.peak)}, arena ${bytes(step.arena)}` }, plot);
+  const most = Math.max(step.arena, step.peak, 1);
+  const x = (at) => at * wide / step.live.length, y = (value) => high - 1 - value * (high - 12) / most;
+  for (const value of ticks(most)) {
+    draw("line", { class: "grid", x1: 0, x2: wide, y1: y(value), y2: y(value) }, svg);
+    make("span", value ? bytes(value) : "0", {}, scale).style.top = `${100 * y(value) / high}%`;
+  }
   draw("path", { class: "area", d: `M0 ${y(0)}${step.live.map((value, at) => `L${x(at)} ${y(value)}L${x(at + 1)} ${y(value)}`).join("")}L${wide} ${y(0)}z` }, svg);
-  draw("line", { class: "peak", x1: x(step.at + 0.5), x2: x(step.at + 0.5), y1: 0, y2: high - foot }, svg);
-  const cursor = draw("line", { class: "cursor", y1: 0, y2: high - foot, visibility: "hidden" }, svg);
+  draw("line", { class: "arena", x1: 0, x2: wide, y1: y(step.arena), y2: y(step.arena) }, svg);
+  draw("line", { class: "peak", x1: x(step.at + 0.5), x2: x(step.at + 0.5), y1: 0, y2: high }, svg);
+  const cursor = draw("line", { class: "cursor", y1: 0, y2: high, visibility: "hidden" }, svg);
   const said = make("p", null, { class: "said" }, chart);
   const tell = (at, who) => { said.textContent = `${who} ${at + 1} of ${step.live.length}, ${step.steps[at]}: ${bytes(step.live[at])} live`; };
   const rest = () => { tell(step.at, "Peak at step"); cursor.setAttribute("visibility", "hidden"); };
@@ -638,6 +721,8 @@ function memory(step) {
   };
   svg.onpointerleave = rest;
   if (step.live.length) rest();
+  make("p", `The arena (dashed) is what is reserved: ${bytes(step.arena - step.peak)} more than the peak, for gaps between values `
+    + "that live at different times, and for alignment and a margin behind each value.", { class: "note" }, chart);
   const list = make("table", null, {}, chart);
   const head = make("tr", null, {}, make("thead", null, {}, list));
   for (const name of ["live at the peak", "shape", "bytes", "line"]) make("th", name, name === "bytes" || name === "line" ? { class: "number" } : {}, head);
@@ -647,8 +732,22 @@ function memory(step) {
     make("td", tensor.label, {}, row);
     make("td", `[${tensor.shape.join(", ")}]`, {}, row);
     make("td", bytes(tensor.bytes), { class: "number" }, row);
-    make("td", tensor.line ? String(tensor.line) : "", { class: "number" }, row);
+    const own = tensor.source === report.sources[0]?.name || !tensor.source;
+    const place = tensor.line ? own ? String(tensor.line) : `${tensor.source}, ${tensor.line}` : "";
+    make("td", null, { class: "number" }, row).append(link(tensor, place));
   }
+  const total = (name, value) => {
+    const row = make("tr", null, {}, body);
+    for (const [text, kind] of [[name, ""], ["", ""], [bytes(value), "number"], ["", "number"]]) make("td", text, { class: kind }, row);
+  };
+  if (step.more) total(`${count(step.more)} more, together`, step.rest);
+  total("peak: all of them", step.peak);
+}
+
+// Round numbers of bytes from nothing to `most`: three to five of them.
+function ticks(most) {
+  const apart = 2 ** Math.max(0, Math.ceil(Math.log2(most / 4)));
+  return Array.from({ length: Math.floor(most / apart) + 1 }, (_, number) => number * apart);
 }
 
 // --- the source text ----------------------------------------------------------------------------
@@ -685,6 +784,26 @@ function texts() {
   });
 }
 
+// --- light and dark -----------------------------------------------------------------------------
+
+// The rules of the dark theme hold where the system asks for it, until the reader says otherwise.
+const darkRules = [...document.styleSheets[0].cssRules].find((rule) => rule.media?.mediaText.includes("dark"));
+const system = matchMedia("(prefers-color-scheme: dark)");
+let dark = system.matches;
+
+function nameTheme() {
+  find("theme").textContent = dark ? "Light" : "Dark";
+}
+
+find("theme").onclick = () => {
+  dark = !dark;
+  darkRules.media.mediaText = dark ? "screen" : "not all";
+  document.documentElement.style.colorScheme = dark ? "dark" : "light";
+  system.onchange = null;
+  nameTheme();
+};
+system.onchange = () => { dark = system.matches; nameTheme(); };
+
 // --- the page -----------------------------------------------------------------------------------
 
 function header() {
@@ -715,6 +834,7 @@ function legend() {
   }
 }
 
+nameTheme();
 header();
 legend();
 table();

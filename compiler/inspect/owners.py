@@ -30,7 +30,7 @@ def prefixes(path: str) -> Iterator[str]:
 
 
 def layers_of(graph: Graph) -> dict[int, str]:
-    """For every node that depends on an input, and what layers make of their own: its layer.
+    """The layer of every node that depends on an input, or belongs to a layer or follows one.
 
     An empty path is that of a node which a block applies itself.
     """
@@ -40,10 +40,10 @@ def layers_of(graph: Graph) -> dict[int, str]:
     found: dict[int, str] = {}
     for node in graph.nodes:
         layer = next((p for p in prefixes(node.path) if p in leaves), results.get(node.id, ""))
-        if node.op.name == "input" or any(value.node in live for value in node.inputs):
-            live.add(node.id)
-        elif not (layer and node.op.kind != "source"):
+        shown = layer and node.op.kind != "source"
+        if not (shown or node.op.name == "input" or any(v.node in live for v in node.inputs)):
             continue
+        live.add(node.id)
         found[node.id] = layer
     return found
 

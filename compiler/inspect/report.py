@@ -16,7 +16,7 @@ from lamina.compiler.inspect.cost import batch_size, expanded, result_bytes, sum
 from lamina.compiler.inspect.owners import owners as owners_of
 from lamina.compiler.inspect.owners import prefixes
 from lamina.compiler.inspect.receptive_field import Field, receptive_fields
-from lamina.compiler.ir.graph import Graph, Node, Scope
+from lamina.compiler.ir.graph import Graph, Node, Scope, Value
 from lamina.compiler.ir.types import Dim, divide_exactly, product, substitute
 
 BORDER = -1  # the end of an edge that runs to the border of its block
@@ -25,15 +25,23 @@ ROOT = 0  # the box of the whole model
 # A layer is what its operators are: the first kind here that one of them has.
 _KINDS = (("control", "recurrent"), ("contract", "linear"), ("window", "pooling"),
           ("gather", "embedding"), ("random", "random"))
+_SPECIAL = {"non_max_suppression": "selection", "upsample2d": "resampling", "dropout": "random",
+            "channel_dropout": "random"}  # operators that say by themselves what a layer is
+_ACTIVATIONS = {"relu", "sigmoid", "tanh", "erf", "gelu", "silu", "softplus", "leaky_relu", "elu",
+                "clip", "softmax", "log_softmax"}
+_REDUCTIONS = {"argmax", "sum", "max", "min", "mean", "variance", "reduce_sum", "reduce_max",
+               "reduce_min"}
+_SHAPES = {"flatten", "squeeze", "expand_dims", "part"}
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
     """One box. Counts and bytes are of one example, over everything inside a block.
 
-    `kind` is convolution, linear, normalisation, activation, pooling, embedding, recurrent,
-    random, shape, input, output or block. `backward` are the multiply-accumulates of the
-    gradients. `parent` is the index of the block that holds it (the model's own: -1).
+    `kind` is convolution, linear, normalisation, activation, arithmetic, pooling, reduction,
+    resampling, embedding, selection, recurrent, random, shape, input, output or block.
+    `backward` are the multiply-accumulates of the gradients. `parent` is the index of the block
+    that holds it (the model's own: -1). `times` is how often it runs with the same weights.
     """
 
     path: str
@@ -49,6 +57,7 @@ class Box:
     fields: tuple[Field, ...] = ()
     line: int = 0
     source: str = ""
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ def structure(graph: Graph, sizes: Mapping[str, int]) -> Structure:
         shape = _shape(graph.type(value).shape, sizes)
         numbers[f"output {name}"] = len(boxes)
         boxes.append(Box(name, name, "output", "output", ROOT, shape))
-    counted = _counted(graph, boxes, owners, sizes)
+    counted = _with_times(graph, _counted(graph, boxes, owners, sizes))
     return Structure(tuple(counted), tuple(_edges(graph, counted, owners, numbers)))
 
 
@@ -124,25 +133,46 @@ def _box(graph: Graph, path: str, nodes: list[Node], numbers: Mapping[str, int],
     return replace(box, shape=_shape(result.type.shape, sizes), line=line, source=source)
 
 
+def _with_times(graph: Graph, boxes: list[Box]) -> list[Box]:
+    """The boxes with how often each runs: a shared layer has one box for all of its results."""
+    results: dict[str, set[Value]] = {}
+    for scope in graph.scopes:
+        results.setdefault(scope.path, set()).add(scope.result)
+    return [replace(box, times=len(results[box.path])) if box.path in results else box
+            for box in boxes]
+
+
 def _origin(span: Span | None) -> tuple[int, str]:
     """The line and the file's name without its folder: a page may be shown to anyone."""
     return (span.line, Path(span.source.name).name) if span else (0, "")
 
 
 def _kind(graph: Graph, path: str, nodes: list[Node]) -> str:
-    kinds = {node.op.kind for node in nodes}
     names = {node.op.name for node in nodes}
     if any(name.startswith("conv") for name in names):
         return "convolution"
+    special = sorted(_SPECIAL[name] for name in names & _SPECIAL.keys())
+    if special:
+        return special[0]
+    kinds = {node.op.kind for node in nodes if node.op.name != "iota"}
     for op_kind, kind in _KINDS:
         if op_kind in kinds:
             return kind
     if any("norm" in name for name in names) or any(
             graph.node(value).op.name == "param" for node in nodes for value in node.inputs):
         return "normalisation"
-    if "pool" in path or any("pool" in name for name in names) or kinds == {"reduce"}:
+    if "pool" in path or any("pool" in name for name in names):
         return "pooling"
-    return "shape" if kinds <= {"view"} or names == {"flatten"} else "activation"
+    return _plain_kind(names, kinds)
+
+
+def _plain_kind(names: set[str], kinds: set[str]) -> str:
+    """The kind of a layer without weights, by the operators that it applies."""
+    if kinds <= {"view"} or names <= _SHAPES:
+        return "shape"
+    if names & _ACTIVATIONS:
+        return "activation"
+    return "reduction" if names & _REDUCTIONS else "arithmetic"
 
 
 def _shape(shape: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int | str, ...]:

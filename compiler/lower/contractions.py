@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
-from lamina.compiler.lower.core import Handler, Lowering
+from lamina.compiler.lower.core import PARTIAL, Handler, Lowering
 from lamina.compiler.lower.loops import literal
 from lamina.compiler.lower.templates import contract, detect, gather, weight_grad, window
 from lamina.compiler.lower.templates.text import (
@@ -99,7 +99,8 @@ Values = dict[str, "View | _Memory | _Count | Dim"]
 def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "") -> None:
     """Append a template's step; `values` gives each argument its memory or size."""
     if template.scratch:
-        values = {**values, "scratch": _Memory(low.temp(("$threads", template.scratch)))}
+        scratch = low.temp(("$threads", template.scratch), what="scratch")
+        values = {**values, "scratch": _Memory(scratch)}
     args: list[tuple[str, Size]] = []
     for name in template.arguments:
         if name == "finish":
@@ -173,7 +174,7 @@ def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,
     """B in panels, and the distance between batches (0 where all share one)."""
     groups = 1 if b.strides[0] == 0 else batch
     floats = _panels(columns, tile) * depth * tile.nr
-    packed = low.fresh(TensorType((groups * floats,)))
+    packed = low.fresh(TensorType((groups * floats,)), "packed operand")
     values = {"source": b, "packed": packed, "base": b.offset, "groups": groups,
               "columns": columns, "n0": 1, "n1": 1, "n2": depth, "s_group": b.strides[0],
               "s_column": b.strides[2], "s0": 0, "s1": 0, "s2": b.strides[1]}
@@ -228,7 +229,7 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
     k, c, kh, kw = w.shape
     each = k // groups
     floats = groups * _panels(each, tile) * product((c, kh, kw)) * tile.nr
-    packed = low.fresh(TensorType((floats,)))
+    packed = low.fresh(TensorType((floats,)), "packed weights")
     s_out, s_in, s_h, s_w = w.strides
     values = {"source": w, "packed": packed, "base": w.offset, "groups": groups,
               "columns": each, "n0": kh, "n1": kw, "n2": c, "s_group": each * s_out,
@@ -262,7 +263,7 @@ def _weight_gradient(low: Lowering, node: Node) -> None:
     units = -(-depth // mr) * groups * -(-each // nr)
     chunks: Size = 1 if units >= 16 else ("max", 1, ("min", WEIGHT_CHUNKS, to_size(batch)))
     rows = -(-depth // mr) * mr * -(-each // nr) * nr * groups
-    partial = low.temp((chunks, rows))
+    partial = low.temp((chunks, rows), what=PARTIAL)
     stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
         pair("conv2d", "dilation", attrs["dilation"])
     shared = {"partial": _Memory(partial), "groups": groups, "KH": kh, "KW": kw, "C": c, "K": each,
@@ -286,7 +287,8 @@ def _padded(low: Lowering, x: View, padding) -> View:
     if not any((top, bottom, left, right)):
         return x
     n, h, w, c = x.shape
-    target = low.fresh(TensorType((n, h + top + bottom, w + left + right, c), x.dtype))
+    target = low.fresh(TensorType((n, h + top + bottom, w + left + right, c), x.dtype),
+                       "padded copy")
     low.fill(target, 0.0)
     begin = (0, top, left, 0)
     low.copy(x, views.cut(target, begin, begin, (1, 1, 1, 1), x.shape))
@@ -431,8 +433,8 @@ def plan_indices(low: Lowering) -> None:
 
 def _recompute_index(low: Lowering, x: View, small, attrs, sizes) -> int:
     dtype = "bool" if _index_type(attrs) == "u8" else "i32"
-    index = low.temp(tuple(to_size(n) for n in small), dtype)
-    scratch = low.fresh(TensorType(small))
+    index = low.temp(tuple(to_size(n) for n in small), dtype, what="winners")
+    scratch = low.fresh(TensorType(small), "scratch")
     values = {"x": x, "index": _Memory(index), "y0": scratch, **sizes}
     _run(low, window.max_pool(STORE, _index_type(attrs)), values, to_size(product(x.shape)),
          "winners")

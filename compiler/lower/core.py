@@ -23,6 +23,8 @@ from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
 from lamina.runtime.program import Buffer, Kernel, Size, Step
 
+PARTIAL = "partial sums"  # what a buffer of them is called
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -48,9 +50,11 @@ class Lowering:
 
     # --- buffers and steps ----------------------------------------------------------------------
 
-    def temp(self, shape: tuple[Size, ...], dtype: str = "f32", label: str = "") -> int:
-        """A new buffer in the arena; its number."""
-        self.buffers.append(Buffer("temp", "", dtype, shape, label=label or self.place.label))
+    def temp(self, shape: tuple[Size, ...], dtype: str = "f32", label: str = "", what: str = ""
+             ) -> int:
+        """A new buffer in the arena; its number. `what` says which helper of a step it is."""
+        words = [label or self.place.label, what]
+        self.buffers.append(Buffer("temp", "", dtype, shape, label=", ".join(filter(None, words))))
         return len(self.buffers) - 1
 
     def result(self, value: Value) -> View:
@@ -60,9 +64,9 @@ class Lowering:
         type = self.graph.type(value)
         return self.fresh(type)
 
-    def fresh(self, type: TensorType) -> View:
+    def fresh(self, type: TensorType, what: str = "") -> View:
         """New dense memory for a tensor."""
-        buffer = self.temp(tuple(to_size(n) for n in type.shape), type.dtype)
+        buffer = self.temp(tuple(to_size(n) for n in type.shape), type.dtype, what=what)
         return views.dense(buffer, type.shape, type.dtype)
 
     def step(self, emitted: Emitted, what: str = "") -> None:
@@ -105,7 +109,7 @@ class Lowering:
     def copy(self, source: View, target: View | None = None) -> View:
         """Copy elements to new dense memory, or to `target`."""
         if target is None:
-            target = self.fresh(TensorType(source.shape, source.dtype))
+            target = self.fresh(TensorType(source.shape, source.dtype), "copy")
         body = Builder("body")
         x = body.emit(REGISTRY["input"], (), {"name": "x0", "shape": source.shape,
                                               "dtype": source.dtype})
@@ -141,7 +145,7 @@ class Lowering:
     def columns(self, loops: LoopProgram, what: str) -> None:
         """A reduction over leading axes: partial sums, then their combination."""
         chunks, span, width = chunk_count(loops), partial_size(loops), kept_size(loops)
-        partials = tuple(self.temp((chunks, span), r.dtype) for r in loops.reductions)
+        partials = tuple(self.temp((chunks, span), r.dtype, what=PARTIAL) for r in loops.reductions)
         self.step(emit_loops(loops, partials), what)
         for r, partial in zip(loops.reductions, partials, strict=True):
             for store in loops.stores:

@@ -1,11 +1,15 @@
 """What a report says of a model: boxes, edges, sums and places, without a browser."""
 
+from pathlib import Path
+
 import pytest
 
 import lamina
+from lamina.commands import report
 from lamina.commands.bench import example_sizes
+from lamina.commands.drawing import COLOURS
 from lamina.commands.layered import arrange
-from lamina.commands.report import live_bytes, render_page
+from lamina.commands.report import live_bytes, render_page, report_data, training_step_of
 from lamina.compiler.inspect.cost import summarize
 from lamina.compiler.inspect.report import BORDER, structure
 
@@ -44,6 +48,17 @@ def test_edges_stay_within_their_block():
             assert end == BORDER or found.boxes[end].parent == edge.block
 
 
+def test_what_is_computed_from_a_layer_without_inputs_is_joined_to_it():
+    # The detector's positions depend on the image's size alone: they hung in a corner without an
+    # edge, and the `concat` that places the boxes had nothing to join.
+    _, found = drawn("detector")
+    paths = [box.path for box in found.boxes]
+    edges = {(paths[edge.start], paths[edge.end]) for edge in found.edges if edge.block == 0}
+    joined = {start for start, end in edges if end == "concat0"}
+    assert len(joined) == 2
+    assert {("Positions", start) for start in ("slice", "slice1")} <= edges
+
+
 def test_a_skip_connection_bends_around_what_it_skips():
     # U-Net's four skips are what its picture is about.
     _, found = drawn("unet")
@@ -80,3 +95,72 @@ def test_live_bytes_are_what_is_held_at_each_step():
         sizes = (8, 4)
 
     assert live_bytes(Plan, 3) == [8, 12, 4]
+
+
+@pytest.fixture(scope="module")
+def memories():
+    """The memory charts of the detector's inference and of its training."""
+    net = lamina.load("detector").model(None)
+    training = training_step_of(net, "detector", "", {})
+    return report_data(net, training[0], (1, training[1]), "detector", {})["memory"]
+
+
+def test_the_values_at_the_peak_add_up_to_it(memories):
+    # The detector's training listed eight tensors, 235 of 539 MB, and said nothing of the others.
+    for memory in memories:
+        listed = sum(tensor["bytes"] for tensor in memory["tensors"])
+        assert listed + memory["rest"] == memory["peak"] < memory["arena"]
+    assert memories[1]["more"] > 8
+
+
+def test_values_at_the_peak_name_the_file_that_they_are_written_in(memories):
+    # A line alone was read as one of the model's own file.
+    places = {(t["label"].partition(".")[0], t["source"]) for t in memories[1]["tensors"]}
+    assert ("first", "resnet.lam") in places
+    assert ("DetectionLoss: sub+sub+sub", "detector.lam") in places
+
+
+def test_helpers_of_a_step_are_told_from_its_result():
+    # Three buffers of one step had the same label: a thread's scratch, the weights as the kernel
+    # reads them, and the result.
+    net = lamina.load("lenet5").model(None)
+    tensors = report_data(net, None, (1, 1), "lenet5", {})["memory"][0]["tensors"]
+    labels = [tensor["label"] for tensor in tensors]
+    assert {f"c5: matmul+add+tanh{end}" for end in (", scratch", ", packed operand", "")} \
+        <= set(labels)
+    assert len(set(labels)) == len(labels)
+
+
+def test_kinds_say_what_layers_are_for():
+    # Suppression was called an embedding; subtraction and argmax were activations.
+    _, found = drawn("detector")
+    kinds = {box.op: box.kind for box in found.boxes}
+    wanted = {"non_max_suppression": "selection", "argmax": "reduction", "cast": "arithmetic",
+              "sub": "arithmetic", "squeeze": "shape", "softplus": "activation"}
+    assert {op: kinds[op] for op in wanted} == wanted
+
+
+def test_upsampling_is_a_kind_of_its_own(tmp_path):
+    # It was called an activation.
+    path = tmp_path / "m.lam"
+    path.write_text("model M {\n  input x: f32[B, 3, 8, 8]\n  output y = x -> upsample(2)\n}\n")
+    _, found = drawn(str(path))
+    assert {box.op: box.kind for box in found.boxes}["upsample"] == "resampling"
+
+
+def test_a_loop_over_the_same_weights_runs_as_often_as_it_says(tmp_path):
+    # One box stands for all rounds.
+    path = tmp_path / "m.lam"
+    path.write_text("model M {\n  input x: f32[B, 8]\n"
+                    "  output y = x -> repeat 4 shared { l: linear(8) -> tanh }\n}\n")
+    _, found = drawn(str(path))
+    assert {box.name: box.times for box in found.boxes if box.kind in ("linear", "activation")} \
+        == {"l": 4, "tanh": 4}
+
+
+def test_every_kind_has_a_colour():
+    # A kind without one would be drawn black on the page, and not at all in a picture.
+    folder = Path(report.__file__).parent / "page"
+    style = (folder / "report.css").read_text()
+    for kind in COLOURS:
+        assert style.count(f"--{'block-kind' if kind == 'block' else kind}: ") == 2, kind
