@@ -9,6 +9,7 @@ import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lamina.compiler.options import TARGETS, Options, from_environment, wants_co
 from lamina.runtime.errors import Failure
 
 MAX_LISTED = 30  # candidates that a message lists
+FEW = 6  # of more than that, the nearest
 COLLECT_EVERY = 50_000  # new objects between searches for garbage: imports make 100,000, all kept
 INTERRUPTED = 130  # the exit code of a shell's command that Ctrl-C ends
 
@@ -141,7 +143,7 @@ def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], column
     chosen = None if columns is None else _columns(columns, costs.COLUMNS)
     net = _net(file, overrides, sizes)
     if why is not None:
-        _require_path(net.graph, why)
+        _require_path(why, [scope.path for scope in net.graph.scopes])
         lines = explain_sizes(net.graph, why)
         console.print_json({"layer": why, "sizes": lines}) if as_json else \
             click.echo("\n".join(lines))
@@ -159,7 +161,7 @@ def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], column
 
 @main.command()
 @click.argument("file")
-@click.option("--at", "path", metavar="PATH", help="Show every path to one layer.")
+@click.option("--at", "path", metavar="PATH", help="Show every path to one layer or output.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME[=SIZES]",
               help="Only this input; with sizes, as in image=1x3x224x224, where they are open.")
 @OVERRIDE
@@ -173,7 +175,7 @@ def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[st
     net = _net(file, overrides, tuple(text for text in inputs if "=" in text))
     names = _measured(net.graph, [text.partition("=")[0] for text in inputs])
     if path is not None:
-        _require_path(net.graph, path)
+        _require_path(path, fields.places(net.graph))
     if as_json:
         console.print_json(fields.as_json(net.graph, names, path))
     else:
@@ -498,9 +500,7 @@ def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: s
     if at is None or picture is None:
         click.echo(f"wrote {out}: {plots.draw_filters(net, params, out)}")
         return
-    paths = [scope.path for scope in net.graph.scopes]
-    if at not in paths:
-        _fail(f"no layer has the path `{at}`", at, paths)
+    _require_path(at, [scope.path for scope in net.graph.scopes])
     options = _options(target, threads)
     inputs = prediction.read_example(_training(file, settings), options, Path(weights), picture)
     plots.draw_maps(net, params, at, inputs, options, out)
@@ -555,8 +555,7 @@ def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -
     return select_step(*_split(file), _pairs(overrides), _pairs(sizes))
 
 
-def _require_path(graph: Any, path: str) -> None:
-    paths = [scope.path for scope in graph.scopes]
+def _require_path(path: str, paths: list[str]) -> None:
     if path not in paths:
         _fail(f"no layer has the path `{path}`", path, paths)
 
@@ -591,8 +590,12 @@ def _measured(graph: Any, wanted: list[str]) -> list[str]:
 
 def _fail(message: str, word: str, candidates: Any) -> None:
     found = suggest(word, candidates)
-    few = list(candidates) if len(candidates) <= MAX_LISTED else []
-    hint = f"; did you mean `{found}`?" if found else f"; there are: {', '.join(few)}" * bool(few)
+    names = list(candidates)
+    listed = f"; there are: {', '.join(names)}" * bool(names)
+    if len(names) > MAX_LISTED:
+        near = get_close_matches(word[:64], names, FEW, 0.3) or names[:FEW]
+        listed = f"; there are {len(names)}, such as: {', '.join(near)}"
+    hint = f"; did you mean `{found}`?" if found else listed
     raise click.UsageError(message + hint)
 
 

@@ -172,6 +172,28 @@ def test_why_fills_in_the_formula():
     assert "height: (14 - 5 + 2 * 0) / 1 + 1 = 10" in text
 
 
+@pytest.mark.parametrize(("layer", "formula", "numbers"), [
+    ("conv_transpose(4, kernel=3, stride=2, padding=1, output_padding=1)",
+     "(in - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1",
+     "height: (7 - 1) * 2 - 2 * 1 + 1 * (3 - 1) + 1 + 1 = 14"),
+    ("upsample(3)", "in * scale", "width: (W - 1) * 3 = 3 * W - 3"),
+])
+def test_why_of_layers_that_enlarge(place, layer, formula, numbers):
+    # They had no formula: only the shapes of their operands.
+    Path("up.lam").write_text("model Up {\n  input x: f32[B, 3, 8, W]\n"
+                              f"  output y = x -> conv(3, kernel=2) -> up: {layer}\n}}\n")
+    code, text = run("shapes", "up.lam", "--why", "up")
+    assert code == 0
+    assert formula in text and numbers in text
+
+
+def test_an_unknown_path_of_a_large_model_lists_some():
+    # Of more than thirty paths none was named.
+    code, text = run("shapes", "resnet", "--why", "zzz")
+    assert code == 2
+    assert "there are 220, such as: stem.conv, stem.bn," in " ".join(text.split())
+
+
 @pytest.mark.parametrize(("args", "says"), [
     (("shapes", "nowhere.lam"), "E118"),
     (("shapes", "lenet5#Nobody"), "no model is named `Nobody`"),

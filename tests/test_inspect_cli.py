@@ -108,6 +108,14 @@ def test_rf_of_a_layer_lists_its_routes():
         "up4.crop", "up4.double.c1", "up4.double.c2"]
 
 
+def test_rf_of_an_output():
+    # It was refused: an output's name is no layer's path.
+    (found,) = json.loads(run("rf", "unet", "--at", "logits", "--json")[1])["inputs"]
+    (layer,) = json.loads(run("rf", "unet", "--at", "head", "--json")[1])["inputs"]
+    assert found == layer
+    assert "did you mean `logits`?" in run("rf", "unet", "--at", "logit")[1]
+
+
 def test_rf_reports_branches_that_do_not_fit(tmp_path):
     # The layer, its line, and by how much.
     file = tmp_path / "m.lam"

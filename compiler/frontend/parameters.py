@@ -20,6 +20,7 @@ from lamina.compiler.ir.types import Expression, symbols_of
 from lamina.compiler.ops.initial import INITIALIZERS, check_initializer, check_shape
 from lamina.compiler.syntax import ast
 
+
 class Body:
     """One run of a definition's statements."""
 
