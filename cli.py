@@ -140,6 +140,8 @@ def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], column
     from lamina.compiler.inspect.formula import explain_sizes
     from lamina.compiler.inspect.polynomial import formulas
 
+    if (columns is not None) + formula + (why is not None) > 1:
+        raise click.UsageError("--columns, --formula and --why ask for different tables: give one")
     chosen = None if columns is None else _columns(columns, costs.COLUMNS)
     net = _net(file, overrides, sizes)
     if why is not None:
@@ -563,14 +565,13 @@ def _require_path(path: str, paths: list[str]) -> None:
 def _columns(text: str, known: tuple[str, ...]) -> list[str]:
     """The columns of a list such as in,out,macs."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["all"]:
-        return list(known)
     for name in names:
-        if name not in known:
+        if name not in (*known, "all"):
             _fail(f"no column is named `{name}`", name, known)
     if not names:
         _fail("no column is named", "", known)
-    return list(dict.fromkeys(names))
+    every = [one for name in names for one in (known if name == "all" else (name,))]
+    return list(dict.fromkeys(every))
 
 
 def _measured(graph: Any, wanted: list[str]) -> list[str]:
