@@ -435,7 +435,7 @@ def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ..
     """
     from lamina.commands import report as page
 
-    net = _net(file, settings, sizes)
+    net = _net(file, settings, sizes, "--set")
     training = page.training_step_of(net, *_split(file), _pairs(settings))
     graph, trained = training or (None, 1)
     size = page.write_report(net, graph, (batch or 1, batch or trained), out, file,
@@ -457,7 +457,7 @@ def draw(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ...]
     from lamina.commands.bench import example_sizes
     from lamina.commands.drawing import draw_model
 
-    graph = _net(file, settings, sizes).graph
+    graph = _net(file, settings, sizes, "--set").graph
     draw_model(graph, example_sizes(graph, 1), depth, out)
     click.echo(f"wrote {out}")
 
@@ -538,10 +538,10 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _net(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
+def _net(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], option: str = "-o") -> Any:
     from lamina.commands.selection import select_net
 
-    return select_net(*_split(file), _pairs(overrides), _pairs(sizes))
+    return select_net(*_split(file), _pairs(overrides), _pairs(sizes), option)
 
 
 def _training(file: str, overrides: tuple[str, ...]) -> Any:
