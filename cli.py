@@ -272,6 +272,8 @@ def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[s
     """
     from lamina.commands import prediction
 
+    if out is not None:
+        prediction.require_ending(out)
     found = []
     for one in prediction.run_prediction(_training(file, overrides), _options(target, threads),
                                          Path(weights), inputs, invert):

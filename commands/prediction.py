@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lamina.api import Runner, Training, make_runner
+from lamina.commands.layered import chosen
 from lamina.commands.training import read_weights, weights_file
 from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.options import Options
@@ -33,6 +34,7 @@ from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
 SURE = 0.3  # the least score of an object that is listed; JSON has all of them
+ENDINGS = ("npy", "png")  # of what outputs are saved as
 FEW = 16  # numbers of an output that are shown one by one
 _RESIZING = ("pad", "resize", "center_crop", "random_crop")
 _ABSENT = ("E601", "E602", "E605", "E612")  # data that is not there to be read
@@ -132,17 +134,22 @@ def _named(argument: str, inputs: Sequence[str]) -> tuple[str, Path]:
     return "", Path(argument)
 
 
+def require_ending(path: Path) -> None:
+    """Failure E416 for a file that predictions are not saved as."""
+    chosen(ENDINGS, path.name)
+
+
 def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
     """Write the outputs as one .npy array, a row per example, or one .png picture.
 
     That is a mask, or what a detector saw with the sure objects drawn over it.
 
-    Raises Failure (E609, E612, E704).
+    Raises Failure (E416, E609, E612, E704).
     """
     outputs = [one.output for one in found if one.output is not None]
     if not outputs:
         return
-    if path.suffix == ".png":
+    if chosen(ENDINGS, path.name) == "png":
         one = found[0]
         drawn = one.picture is not None and len(found) == 1
         write_durable(path, _drawn(one) if drawn else encode_mask(_only_mask(outputs)))

@@ -236,6 +236,7 @@ def test_an_unknown_path_of_a_large_model_lists_some():
     (("train", "lenet5#nobody"), "no recipe is named `nobody`"),
     (("train", "lenet5", "-o", "epoch=3"), "did you mean `epochs`?"),
     (("train", "lenet5", "-o", "batch=0"), "at least 1"),
+    (("train", "lenet5", "-o", "name=x"), "E502"),  # the name of an argument of `File.recipe`
     (("train", "lenet5", "-o", "lr=[1,"), "`[` is never closed"),
     (("train", "lenet5", "-o", "lr"), "is not KEY=VALUE"),
     (("shapes", "lenet5", "--input", "image=1x3x32x32"), "1 is not 3"),

@@ -123,6 +123,16 @@ def test_an_output_that_is_no_class_is_printed_itself(place, tmp_path):
     assert np.load(tmp_path / "y.npy").tolist() == [found["output"]]
 
 
+@pytest.mark.parametrize("name", ["y.txt", "y", "."])
+def test_outputs_are_saved_as_what_the_ending_says(place, tmp_path, name):
+    # A .txt file held the bytes of an array; nothing is computed before that is said.
+    np.save(tmp_path / "x.npy", np.array([1, 2, 3], np.float32))
+    code, text = predict("line", tmp_path / "x.npy", "--out", name)
+    assert code == 1
+    assert "error[E416]" in text and "end it with one of: .npy, .png" in text
+    assert "x.npy: " not in text and not Path("y.txt").exists()
+
+
 def test_whole_numbers_are_not_taken_for_pixels(place, tmp_path):
     # Numbers 0 to 255 in a table are no pixels: training does not divide them by 255.
     for kind in (np.int64, np.uint8, np.float64):
