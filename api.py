@@ -171,6 +171,11 @@ class Net:
         return {name: self.graph.type(value) for name, value in self.graph.inputs.items()}
 
     @property
+    def fed(self) -> tuple[Input, ...]:
+        """The inputs as the runtime feeds them: those that a user gives."""
+        return tuple(_input(self.graph, name) for name in self.inputs if name != "rng")
+
+    @property
     def outputs(self) -> dict[str, TensorType]:
         """Outputs by name."""
         return {name: self.graph.type(value) for name, value in self.graph.outputs}

@@ -268,14 +268,15 @@ def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[s
     """What a trained model says to pictures or .npy arrays.
 
     The label and its probability where the recipe compares the first output with labels, else
-    the output. A model of several inputs takes one file for each: NAME=FILE.
+    the output. A model of several inputs takes one file for each: NAME=FILE. A model without a
+    recipe takes .npy arrays.
     """
     from lamina.commands import prediction
 
     if out is not None:
         prediction.require_ending(out)
     found = []
-    for one in prediction.run_prediction(_training(file, overrides), _options(target, threads),
+    for one in prediction.run_prediction(*_trained(file, overrides), _options(target, threads),
                                          Path(weights), inputs, invert):
         found.append(one)
         if as_json:
@@ -492,21 +493,22 @@ def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: s
             picture: str | None, target: str, threads: int | None) -> None:
     """The first layer's filters; with --at and --input a layer's feature maps.
 
-    A picture goes through the transforms of the file's recipe. Needs lamina[plots].
+    The model and its settings are the recipe's, and a picture goes through its transforms; a
+    model without a recipe takes a .npy array. Needs lamina[plots].
     """
     from lamina.commands import plots, prediction
     from lamina.commands.training import read_weights
 
     if (at is None) != (picture is None):
         raise click.UsageError("--at and --input belong together: a layer and a picture")
-    net = _net(file, settings, ())
+    net, training = _trained(file, settings)
     params = read_weights(net.init(), Path(weights))
     if at is None or picture is None:
         click.echo(f"wrote {out}: {plots.draw_filters(net, params, out)}")
         return
     _require_path(at, [scope.path for scope in net.graph.scopes])
     options = _options(target, threads)
-    inputs = prediction.read_example(_training(file, settings), options, Path(weights), picture)
+    inputs = prediction.read_example(net, training, options, Path(weights), picture)
     plots.draw_maps(net, params, at, inputs, options, out)
     click.echo(f"wrote {out}")
 
@@ -551,6 +553,12 @@ def _training(file: str, overrides: tuple[str, ...]) -> Any:
 
     name, choice = _split(file)
     return load(name).recipe(choice or None, **_pairs(overrides))
+
+
+def _trained(file: str, overrides: tuple[str, ...]) -> tuple[Any, Any]:
+    from lamina.commands.selection import select_trained
+
+    return select_trained(*_split(file), _pairs(overrides))
 
 
 def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:

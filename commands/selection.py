@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from lamina.api import Net, load
+from lamina.api import Net, Training, load
 from lamina.commands.bench import plain_training_step
+from lamina.commands.checking import require_choice
 from lamina.compiler.errors import CompileError, Diagnostic, Note, Source, Span
 from lamina.compiler.frontend.build import find_model
 from lamina.compiler.frontend.library import Module
@@ -70,6 +71,21 @@ def _with_settings(module: Module, definition: Definition, call: ast.Call | None
     span = words[0].span
     args = call.args if call else ()
     return ast.Call(ast.Name(definition.name, span), args, (*kept, *words), span)
+
+
+def select_trained(file: str, name: str, settings: Mapping[str, str]
+                   ) -> tuple[Net, Training | None]:
+    """A recipe's model as the recipe makes it, and the recipe; a model without one by itself.
+
+    Raises CompileError.
+    """
+    loaded = load(file)
+    if name:
+        require_choice(loaded.module, name)
+    if _has_recipe(loaded.module, name):
+        training = loaded.recipe(name or None, **settings)
+        return training.net, training
+    return select_net(file, name, settings, {}), None
 
 
 def select_step(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]
