@@ -121,27 +121,30 @@ class _Misfit(Exception):
 def _solve(net: Net, sizes: Mapping[str, str]) -> dict[str, int]:
     """Symbols from sizes such as image=1x3x224x224. Raises CompileError, or _Misfit."""
     solved: dict[str, int] = {}
-    for name, text in sizes.items():
-        numbers, shape = _numbers(name, text), _shape(net, name, text)
-        if len(shape) != len(numbers):
-            raise _error(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {len(shape)} sizes, "
-                         f"not {len(numbers)}")
-        for size, number in zip(shape, numbers, strict=True):
+    given = {name: _checked(net, name, text) for name, text in sizes.items()}
+    for name, numbers in given.items():
+        for size, number in zip(net.inputs[name].shape, numbers, strict=True):
             known = dict(solved)
             if isinstance(size, Expression) and len(symbols_of(size)) == 1:
                 solved.setdefault(next(iter(symbols_of(size))).name, number)
             if substitute(size, solved) != number:
-                raise _Misfit(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {size} is not "
-                              f"{number}", _broken(net.definition, size, number),
+                raise _Misfit(f"{name}={sizes[name]}", f"`{name}` is {net.inputs[name]}: {size} "
+                              f"is not {number}", _broken(net.definition, size, number),
                               _fitting(size, number, known))
     return solved
 
 
-def _shape(net: Net, name: str, text: str) -> tuple[Dim, ...]:
+def _checked(net: Net, name: str, text: str) -> list[int]:
+    """As many numbers as the input has sizes. Raises CompileError."""
+    numbers = _numbers(name, text)
     if name not in net.inputs:
         raise _error(f"{name}={text}", f"the model has no input `{name}`; its inputs: "
                      f"{', '.join(net.inputs)}")
-    return net.inputs[name].shape
+    rank = net.inputs[name].rank
+    if rank != len(numbers):
+        raise _error(f"{name}={text}", f"`{name}` is {net.inputs[name]}: {rank} sizes, "
+                     f"not {len(numbers)}")
+    return numbers
 
 
 def _fitting(size: Dim, number: int, known: Mapping[str, int]) -> str:
@@ -163,6 +166,8 @@ def _by_settings(chosen: Chosen, net: Net, sizes: Mapping[str, str], option: str
     if wanted is None:
         return "it takes " + " ".join(f"--input {name}={_taken(net, name, text)}"
                                       for name, text in sizes.items())
+    if not wanted:
+        return ""
     names = " and ".join(f"`{name}`" for name in wanted)
     head = f"{names} sets it" if len(wanted) == 1 else f"{names} set them"
     try:
@@ -186,7 +191,7 @@ def _settings_for(net: Net, sizes: Mapping[str, str]) -> dict[str, str] | None:
                           if isinstance(s, ast.Input) and s.name.id == name)
         assert isinstance(annotation, ast.TensorType)
         for dim, size, number in zip(annotation.dims, net.inputs[name].shape, text.split("x"),
-                                     strict=False):
+                                     strict=True):
             if not isinstance(size, int) or size == int(number):
                 continue
             setting = dim.value.id if isinstance(dim.value, ast.Name) else ""
@@ -199,7 +204,7 @@ def _settings_for(net: Net, sizes: Mapping[str, str]) -> dict[str, str] | None:
 def _taken(net: Net, name: str, text: str) -> str:
     """The sizes as given, with the numbers of those that are fixed."""
     return "x".join(str(size) if isinstance(size, int) else number for size, number in
-                    zip(net.inputs[name].shape, text.split("x"), strict=False))
+                    zip(net.inputs[name].shape, text.split("x"), strict=True))
 
 
 def _near(chosen: Chosen, wanted: Mapping[str, str]) -> list[int]:

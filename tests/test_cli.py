@@ -185,6 +185,7 @@ def test_sizes_that_do_not_fit_tell_a_way_out(place, sizes, says, verb, option):
     code, text = run(*verb, "sized.lam", "--input", sizes)
     assert code == 1
     assert f"help: {says.replace('{}', option)}" in text
+    assert "no input `z`" in run(*verb, "sized.lam", "--input", sizes, "--input", "z=1")[1]
     given = [word for words in re.findall(rf"{option} \w+=\d+", text)[:2] for word in words.split()]
     if given:
         shown = () if "without" in says else ("--input", sizes)
