@@ -115,12 +115,12 @@ class File:
         """Names of the recipes in order."""
         return tuple(self.module.recipes)
 
-    def model(self, name: str | None = None, **settings: Any) -> Net:
+    def model(self, name: str | None = None, /, **settings: Any) -> Net:
         """A model by name (the first without), with settings. Raises CompileError."""
         definition = find_model(self.module, name)
         return Net(self.module, definition, settings_call(definition.name, settings))
 
-    def recipe(self, name: str | None = None, **overrides: str) -> Training:
+    def recipe(self, name: str | None = None, /, **overrides: str) -> Training:
         """A recipe by name, with overrides as text: `recipe("digits", lr="0.1")`."""
         found = recipes.find_recipe(self.module, name)
         return Training(self.module, recipes.read_recipe(self.module, found, overrides))
@@ -169,6 +169,11 @@ class Net:
     def inputs(self) -> dict[str, TensorType]:
         """Inputs by name."""
         return {name: self.graph.type(value) for name, value in self.graph.inputs.items()}
+
+    @property
+    def fed(self) -> tuple[Input, ...]:
+        """The inputs as the runtime feeds them: those that a user gives."""
+        return tuple(_input(self.graph, name) for name in self.inputs if name != "rng")
 
     @property
     def outputs(self) -> dict[str, TensorType]:

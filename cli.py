@@ -9,6 +9,7 @@ import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lamina.compiler.options import TARGETS, Options, from_environment, wants_co
 from lamina.runtime.errors import Failure
 
 MAX_LISTED = 30  # candidates that a message lists
+FEW = 6  # of more than that, the nearest
 COLLECT_EVERY = 50_000  # new objects between searches for garbage: imports make 100,000, all kept
 INTERRUPTED = 130  # the exit code of a shell's command that Ctrl-C ends
 
@@ -138,10 +140,12 @@ def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], column
     from lamina.compiler.inspect.formula import explain_sizes
     from lamina.compiler.inspect.polynomial import formulas
 
+    if (columns is not None) + formula + (why is not None) > 1:
+        raise click.UsageError("--columns, --formula and --why ask for different tables: give one")
     chosen = None if columns is None else _columns(columns, costs.COLUMNS)
     net = _net(file, overrides, sizes)
     if why is not None:
-        _require_path(net.graph, why)
+        _require_path(why, [scope.path for scope in net.graph.scopes])
         lines = explain_sizes(net.graph, why)
         console.print_json({"layer": why, "sizes": lines}) if as_json else \
             click.echo("\n".join(lines))
@@ -159,7 +163,7 @@ def shapes(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], column
 
 @main.command()
 @click.argument("file")
-@click.option("--at", "path", metavar="PATH", help="Show every path to one layer.")
+@click.option("--at", "path", metavar="PATH", help="Show every path to one layer or output.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME[=SIZES]",
               help="Only this input; with sizes, as in image=1x3x224x224, where they are open.")
 @OVERRIDE
@@ -173,7 +177,7 @@ def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[st
     net = _net(file, overrides, tuple(text for text in inputs if "=" in text))
     names = _measured(net.graph, [text.partition("=")[0] for text in inputs])
     if path is not None:
-        _require_path(net.graph, path)
+        _require_path(path, fields.places(net.graph))
     if as_json:
         console.print_json(fields.as_json(net.graph, names, path))
     else:
@@ -264,12 +268,15 @@ def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[s
     """What a trained model says to pictures or .npy arrays.
 
     The label and its probability where the recipe compares the first output with labels, else
-    the output. A model of several inputs takes one file for each: NAME=FILE.
+    the output. A model of several inputs takes one file for each: NAME=FILE. A model without a
+    recipe takes .npy arrays.
     """
     from lamina.commands import prediction
 
+    if out is not None:
+        prediction.require_ending(out)
     found = []
-    for one in prediction.run_prediction(_training(file, overrides), _options(target, threads),
+    for one in prediction.run_prediction(*_trained(file, overrides), _options(target, threads),
                                          Path(weights), inputs, invert):
         found.append(one)
         if as_json:
@@ -431,7 +438,7 @@ def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ..
     """
     from lamina.commands import report as page
 
-    net = _net(file, settings, sizes)
+    net = _net(file, settings, sizes, "--set")
     training = page.training_step_of(net, *_split(file), _pairs(settings))
     graph, trained = training or (None, 1)
     size = page.write_report(net, graph, (batch or 1, batch or trained), out, file,
@@ -453,7 +460,7 @@ def draw(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ...]
     from lamina.commands.bench import example_sizes
     from lamina.commands.drawing import draw_model
 
-    graph = _net(file, settings, sizes).graph
+    graph = _net(file, settings, sizes, "--set").graph
     draw_model(graph, example_sizes(graph, 1), depth, out)
     click.echo(f"wrote {out}")
 
@@ -486,23 +493,22 @@ def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: s
             picture: str | None, target: str, threads: int | None) -> None:
     """The first layer's filters; with --at and --input a layer's feature maps.
 
-    A picture goes through the transforms of the file's recipe. Needs lamina[plots].
+    The model and its settings are the recipe's, and a picture goes through its transforms; a
+    model without a recipe takes a .npy array. Needs lamina[plots].
     """
     from lamina.commands import plots, prediction
     from lamina.commands.training import read_weights
 
     if (at is None) != (picture is None):
         raise click.UsageError("--at and --input belong together: a layer and a picture")
-    net = _net(file, settings, ())
+    net, training = _trained(file, settings)
     params = read_weights(net.init(), Path(weights))
     if at is None or picture is None:
         click.echo(f"wrote {out}: {plots.draw_filters(net, params, out)}")
         return
-    paths = [scope.path for scope in net.graph.scopes]
-    if at not in paths:
-        _fail(f"no layer has the path `{at}`", at, paths)
+    _require_path(at, [scope.path for scope in net.graph.scopes])
     options = _options(target, threads)
-    inputs = prediction.read_example(_training(file, settings), options, Path(weights), picture)
+    inputs = prediction.read_example(net, training, options, Path(weights), picture)
     plots.draw_maps(net, params, at, inputs, options, out)
     click.echo(f"wrote {out}")
 
@@ -536,10 +542,10 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _net(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
+def _net(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], option: str = "-o") -> Any:
     from lamina.commands.selection import select_net
 
-    return select_net(*_split(file), _pairs(overrides), _pairs(sizes))
+    return select_net(*_split(file), _pairs(overrides), _pairs(sizes), option)
 
 
 def _training(file: str, overrides: tuple[str, ...]) -> Any:
@@ -549,14 +555,19 @@ def _training(file: str, overrides: tuple[str, ...]) -> Any:
     return load(name).recipe(choice or None, **_pairs(overrides))
 
 
+def _trained(file: str, overrides: tuple[str, ...]) -> tuple[Any, Any]:
+    from lamina.commands.selection import select_trained
+
+    return select_trained(*_split(file), _pairs(overrides))
+
+
 def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
     from lamina.commands.selection import select_step
 
     return select_step(*_split(file), _pairs(overrides), _pairs(sizes))
 
 
-def _require_path(graph: Any, path: str) -> None:
-    paths = [scope.path for scope in graph.scopes]
+def _require_path(path: str, paths: list[str]) -> None:
     if path not in paths:
         _fail(f"no layer has the path `{path}`", path, paths)
 
@@ -564,14 +575,13 @@ def _require_path(graph: Any, path: str) -> None:
 def _columns(text: str, known: tuple[str, ...]) -> list[str]:
     """The columns of a list such as in,out,macs."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["all"]:
-        return list(known)
     for name in names:
-        if name not in known:
+        if name not in (*known, "all"):
             _fail(f"no column is named `{name}`", name, known)
     if not names:
         _fail("no column is named", "", known)
-    return list(dict.fromkeys(names))
+    every = [one for name in names for one in (known if name == "all" else (name,))]
+    return list(dict.fromkeys(every))
 
 
 def _measured(graph: Any, wanted: list[str]) -> list[str]:
@@ -591,8 +601,12 @@ def _measured(graph: Any, wanted: list[str]) -> list[str]:
 
 def _fail(message: str, word: str, candidates: Any) -> None:
     found = suggest(word, candidates)
-    few = list(candidates) if len(candidates) <= MAX_LISTED else []
-    hint = f"; did you mean `{found}`?" if found else f"; there are: {', '.join(few)}" * bool(few)
+    names = list(candidates)
+    listed = f"; there are: {', '.join(names)}" * bool(names)
+    if len(names) > MAX_LISTED:
+        near = get_close_matches(word[:64], names, FEW, 0.3) or names[:FEW]
+        listed = f"; there are {len(names)}, such as: {', '.join(near)}"
+    hint = f"; did you mean `{found}`?" if found else listed
     raise click.UsageError(message + hint)
 
 

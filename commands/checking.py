@@ -34,7 +34,7 @@ def check_file(name: str, choice: str = "") -> list[Diagnostic]:
     try:
         module = load_path(find_file(name))
         if choice:
-            _require(module, choice)
+            require_choice(module, choice)
     except CompileError as error:
         return list(error.diagnostics)
     found = _Found()
@@ -55,7 +55,7 @@ def _chosen(named: Mapping[str, Any], choice: str) -> list[Any]:
     return [value for name, value in named.items() if choice in ("", name)]
 
 
-def _require(module: Module, choice: str) -> None:
+def require_choice(module: Module, choice: str) -> None:
     """Raise CompileError (E415) when a file has no model and no recipe of this name."""
     known = [*module.models, *module.recipes]
     if choice not in known:

@@ -37,7 +37,7 @@ UPSAMPLED = ("after upsampling, neighbouring units differ by their phase: size a
 
 @dataclass(frozen=True, slots=True)
 class LayerRoutes:
-    """Every route from an input to one layer."""
+    """Every route from an input to one layer, or to one output."""
 
     path: str
     op: str
@@ -73,14 +73,25 @@ def as_json(graph: Graph, names: Sequence[str], path: str | None) -> dict[str, A
 
 
 def routes_to(graph: Graph, path: str, name: str) -> LayerRoutes | None:
-    """The routes to the layer `path`, which exists, from an input; None where there is none."""
-    scope = next(scope for scope in graph.scopes if scope.path == path)
+    """The routes from an input to a layer, or to the output of that name; None without any.
+
+    `path` is one of `places`.
+    """
+    outputs = dict(graph.outputs)
+    scope = next((scope for scope in graph.scopes if scope.path == path), None)
+    op, result = ("output", outputs[path]) if scope is None else (scope.callee, scope.result)
     source = graph.inputs[name]
-    routes = trace(graph, source).get(scope.result)
+    routes = trace(graph, source).get(result)
     if routes is None:
         return None
     axes = AXES[graph.type(source).rank]
-    return LayerRoutes(path, scope.callee, graph.type(scope.result), name, axes, routes)
+    return LayerRoutes(path, op, graph.type(result), name, axes, routes)
+
+
+def places(graph: Graph) -> list[str]:
+    """What routes may lead to: the layers' paths, then the outputs' names."""
+    return list(dict.fromkeys([*(scope.path for scope in graph.scopes),
+                               *(name for name, _ in graph.outputs)]))
 
 
 # --- text ---------------------------------------------------------------------------------------

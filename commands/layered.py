@@ -135,6 +135,6 @@ def chosen(endings: Iterable[str], name: str) -> str:
     ending = name.rpartition(".")[2].lower() if "." in name else ""
     if ending not in endings:
         listed = ", ".join(f".{one}" for one in endings)
-        raise Failure("E416", f"what kind of file `{name}` should be its ending says",
+        raise Failure("E416", f"what kind of file `{name or '.'}` should be its ending says",
                       f"end it with one of: {listed}")
     return ending

@@ -31,7 +31,7 @@ def plot_runs(folders: Sequence[Path], path: Path) -> None:
     Raises Failure E701 for a folder without a log, E702 for one without a whole record.
     """
     ending = chosen(ENDINGS, path.name)
-    logs = [(folder.name or str(folder), _records(folder)) for folder in folders]
+    logs = list(zip(short_names(folders), map(_records, folders), strict=True))
     names = _figures([record for _, records in logs for record in records])
     figure = _figure(9, 2.6 * len(names))
     for axes, name in zip(np.atleast_1d(figure.subplots(len(names), 1, sharex=True)), names,
@@ -45,6 +45,19 @@ def plot_runs(folders: Sequence[Path], path: Path) -> None:
         axes.legend(fontsize=8)
     axes.set_xlabel("step")
     _save(figure, path, ending)
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest end of each path that no other of the paths ends with."""
+    paths = [folder.absolute().parts for folder in folders]
+    names = []
+    for parts in paths:
+        depth = 1
+        while depth < len(parts) and any(
+                other[-depth:] == parts[-depth:] for other in paths if other != parts):
+            depth += 1
+        names.append(str(Path(*parts[-depth:])))
+    return names
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

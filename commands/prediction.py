@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lamina.api import Runner, Training, make_runner
+from lamina.api import Net, Runner, Training, make_runner
+from lamina.commands.layered import chosen
 from lamina.commands.training import read_weights, weights_file
 from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.options import Options
@@ -33,6 +34,7 @@ from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 
 SURE = 0.3  # the least score of an object that is listed; JSON has all of them
+ENDINGS = ("npy", "png")  # of what outputs are saved as
 FEW = 16  # numbers of an output that are shown one by one
 _RESIZING = ("pad", "resize", "center_crop", "random_crop")
 _ABSENT = ("E601", "E602", "E605", "E612")  # data that is not there to be read
@@ -66,7 +68,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A recipe's model with its weights and the pipeline that its examples come through."""
+    """A model with its weights and the pipeline that its examples come through."""
 
     runner: Runner
     data: Dataset
@@ -80,15 +82,17 @@ class _Model:
     classes: tuple[str, ...]
     needs_seed: bool
     resizes: bool
+    pictures: bool  # whether a recipe says how a picture becomes an input
 
 
-def run_prediction(training: Training, options: Options, weights: Path, arguments: Sequence[str],
-                   invert: bool = False) -> Iterator[Prediction]:
+def run_prediction(net: Net, training: Training | None, options: Options, weights: Path,
+                   arguments: Sequence[str], invert: bool = False) -> Iterator[Prediction]:
     """A prediction for each file, or for the one example that NAME=FILE arguments make.
 
-    A bad file is a Prediction with a failure. Raises Failure for what ails all of them.
+    A model without a recipe (`training` is None) takes arrays alone, as they are. A bad file is a
+    Prediction with a failure. Raises Failure for what ails all of them.
     """
-    model = _open(training, options, weights)
+    model = _open(net, training, options, weights)
     for files in group_files(arguments, [entry.key for entry in model.inputs]):
         name = " ".join(arguments) if len(files) > 1 else str(*files.values())
         try:
@@ -97,10 +101,10 @@ def run_prediction(training: Training, options: Options, weights: Path, argument
             yield Prediction(name, failure=error)
 
 
-def read_example(training: Training, options: Options, weights: Path, argument: str
-                 ) -> dict[str, np.ndarray]:
-    """A file as a batch of one, as the recipe's model takes it, by input."""
-    model = _open(training, options, weights)
+def read_example(net: Net, training: Training | None, options: Options, weights: Path,
+                 argument: str) -> dict[str, np.ndarray]:
+    """A file as a batch of one, as the model takes it, by input."""
+    model = _open(net, training, options, weights)
     files, = group_files([argument], [entry.key for entry in model.inputs])
     return {entry.key: _example(model, entry, files[entry.key], False) for entry in model.inputs}
 
@@ -132,17 +136,22 @@ def _named(argument: str, inputs: Sequence[str]) -> tuple[str, Path]:
     return "", Path(argument)
 
 
+def require_ending(path: Path) -> None:
+    """Failure E416 for a file that predictions are not saved as."""
+    chosen(ENDINGS, path.name)
+
+
 def save_outputs(path: Path, found: Sequence[Prediction]) -> None:
     """Write the outputs as one .npy array, a row per example, or one .png picture.
 
     That is a mask, or what a detector saw with the sure objects drawn over it.
 
-    Raises Failure (E609, E612, E704).
+    Raises Failure (E416, E609, E612, E704).
     """
     outputs = [one.output for one in found if one.output is not None]
     if not outputs:
         return
-    if path.suffix == ".png":
+    if chosen(ENDINGS, path.name) == "png":
         one = found[0]
         drawn = one.picture is not None and len(found) == 1
         write_durable(path, _drawn(one) if drawn else encode_mask(_only_mask(outputs)))
@@ -223,25 +232,31 @@ def as_json(one: Prediction) -> dict[str, Any]:
 # --- the model ----------------------------------------------------------------------------------
 
 
-def _open(training: Training, options: Options, weights: Path) -> _Model:
-    params = read_weights(training.initial(), weights)
-    job, graph = training.job(), training.net.graph
-    state = _state(weights_file(weights))
-    data = _data(job.valid or job.train, Path(job.folder), state)
-    fields = match_fields(data.fields, job.inputs)
-    inputs = tuple(entry for entry in job.inputs if entry.key in graph.inputs)
+def _open(net: Net, training: Training | None, options: Options, weights: Path) -> _Model:
+    params = read_weights(net.init() if training is None else training.initial(), weights)
+    state, graph = _state(weights_file(weights)), net.graph
+    job = None if training is None else training.job()
+    stages = () if job is None else job.valid or job.train
+    data = _no_data(net.fed) if job is None else _data(stages, Path(job.folder), state)
+    fed = net.fed if job is None else job.inputs
+    inputs = tuple(entry for entry in fed if entry.key in graph.inputs)
     runner = make_runner(graph, options)
     runner.set_params({key: params[key] for key in graph.params})
-    output, kind = next(iter(training.net.outputs.items()))
-    batches = {training.net.inputs[entry.key].shape[:1] for entry in inputs}
-    return _Model(runner, data, inputs,
-                  {entry.key: name for entry, name in zip(job.inputs, fields, strict=True)},
-                  output, kind.rank > 0 and kind.shape[:1] in batches, training.scores_classes,
+    output, kind = next(iter(net.outputs.items()))
+    batches = {net.inputs[entry.key].shape[:1] for entry in inputs}
+    fields = zip(fed, match_fields(data.fields, fed), strict=True)
+    return _Model(runner, data, inputs, {entry.key: name for entry, name in fields},
+                  output, kind.rank > 0 and kind.shape[:1] in batches,
+                  training is not None and training.scores_classes,
                   graph.node(dict(graph.outputs)[output]).op.name == "softmax",
-                  training.net.detects,
-                  state.classes if state and state.classes else data.classes,
+                  net.detects, state.classes if state and state.classes else data.classes,
                   "rng" in graph.inputs,
-                  any(stage.name in _RESIZING for stage in job.valid or job.train))
+                  any(stage.name in _RESIZING for stage in stages), training is not None)
+
+
+def _no_data(inputs: Sequence[Input]) -> Dataset:
+    """What stands for the data of a model without a recipe: no example, and no transform."""
+    return Dataset(Arrays({entry.key: np.zeros(0, np.float32) for entry in inputs}))
 
 
 def _state(path: Path) -> State | None:
@@ -384,6 +399,10 @@ def _whole(array: np.ndarray, entry: Input, path: Path) -> np.ndarray:
 def _read(model: _Model, path: Path, entry: Input, like: np.ndarray | None) -> np.ndarray:
     if path.suffix == ".npy":
         return _load(path)
+    if not model.pictures:
+        raise DataError("E611", f"{show(path)} is no .npy file, and without a recipe nothing says "
+                        "how it becomes an array", "give an array as the model takes it, saved "
+                        "with numpy.save(file, array), or add a recipe for the model")
     files = _files(model.data.source)
     if files is not None:
         return decode(path, files.size, files.channels)

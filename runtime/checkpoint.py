@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,6 +236,8 @@ def _settled(data: bytes) -> bytes:
 
 def _written(path: Path, data: bytes) -> Path:
     """`data` in a synced and verified temporary file beside `path`; E704 removes it again."""
+    if path.is_dir():  # also `.`, which has no name
+        raise _cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     temporary = path.with_name(path.name + ".part")
     try:
         _write_file(temporary, data)
@@ -275,10 +279,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        "E704", f"cannot write {show(path)}: {reason(error)}",
-        "make room or choose another folder; what was saved before is still there",
-    )
+    return CheckpointError("E704", f"cannot write {show(path)}: {reason(error)}",
+                           _way_out(path, error))
+
+
+def _way_out(path: Path, error: OSError) -> str:
+    """What to do about a file that cannot be written."""
+    if error.errno == errno.EISDIR:
+        return "give the name of a file: this is a folder"
+    if error.errno == errno.ENOENT:
+        return f"make the folder first: mkdir -p {shlex.quote(show(path.parent))}"
+    if error.errno == errno.ENOTDIR:
+        return f"choose another folder: {show(path.parent)} is none"
+    return "make room or choose another folder; what was saved before is still there"
 
 
 def _bytes(path: Path, code: str) -> bytes:

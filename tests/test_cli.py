@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, its exit codes, and no traceback."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,42 @@ def test_sizes_that_break_an_assertion_tell_it(place):
     assert code == 1
     assert "error[E416]: `x` is f32[B, 3, H, W]: H is not 30" in text
     assert 'note: `H % 4 == 0` does not hold: "halved twice"  (halved.lam:3)' in text
+    assert "help: 28 or 32 fit\n" in text
+    assert "help: 4 fits\n" in run("shapes", "halved.lam", "--input", "x=1x3x3x32")[1]
+    assert run("shapes", "halved.lam", "--input", "x=1x3x28x32")[0] == 0
+
+
+SIZED = """model Sized(size: int = 16, channels: int = 1) {
+  input x: f32[B, channels, size, size]
+  input y: f32[B, H, H, 3]
+  assert size % 4 == 0, "size is a multiple of 4"
+  output a = x -> maxpool(2) -> maxpool(2)
+  output b = y
+}
+"""
+
+
+@pytest.mark.parametrize("sizes, says", [
+    ("x=1x1x20x20", "`size` sets it: add {} size=20"),
+    ("x=1x3x20x20", "`channels` and `size` set them: add {} channels=3 {} size=20"),
+    ("x=1x1x18x18", "`size` sets it, but size=18 does not fit (size is a multiple of 4); "
+                    "{} size=16 or {} size=20 fits, without --input"),
+    ("x=1x1x20x24", "it takes --input x=1x1x16x16"),
+    ("y=1x5x5x4", "it takes --input y=1x5x5x3"),
+    ("y=1x5x6x3", "`H` is 5 already"),
+])
+@pytest.mark.parametrize("verb, option", [(("shapes",), "-o"), (("draw", "-o", "a.dot"), "--set")])
+def test_sizes_that_do_not_fit_tell_a_way_out(place, sizes, says, verb, option):
+    # There was no help, though the size is a setting of the model; the help is tried here too.
+    Path("sized.lam").write_text(SIZED)
+    code, text = run(*verb, "sized.lam", "--input", sizes)
+    assert code == 1
+    assert f"help: {says.replace('{}', option)}" in text
+    assert "no input `z`" in run(*verb, "sized.lam", "--input", sizes, "--input", "z=1")[1]
+    given = [word for words in re.findall(rf"{option} \w+=\d+", text)[:2] for word in words.split()]
+    if given:
+        shown = () if "without" in says else ("--input", sizes)
+        assert run(*verb, "sized.lam", *shown, *given)[0] == 0
 
 
 def test_overrides_point_at_what_is_wrong():
@@ -172,12 +209,35 @@ def test_why_fills_in_the_formula():
     assert "height: (14 - 5 + 2 * 0) / 1 + 1 = 10" in text
 
 
+@pytest.mark.parametrize(("layer", "formula", "numbers"), [
+    ("conv_transpose(4, kernel=3, stride=2, padding=1, output_padding=1)",
+     "(in - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1",
+     "height: (7 - 1) * 2 - 2 * 1 + 1 * (3 - 1) + 1 + 1 = 14"),
+    ("upsample(3)", "in * scale", "width: (W - 1) * 3 = 3 * W - 3"),
+])
+def test_why_of_layers_that_enlarge(place, layer, formula, numbers):
+    # They had no formula: only the shapes of their operands.
+    Path("up.lam").write_text("model Up {\n  input x: f32[B, 3, 8, W]\n"
+                              f"  output y = x -> conv(3, kernel=2) -> up: {layer}\n}}\n")
+    code, text = run("shapes", "up.lam", "--why", "up")
+    assert code == 0
+    assert formula in text and numbers in text
+
+
+def test_an_unknown_path_of_a_large_model_lists_some():
+    # Of more than thirty paths none was named.
+    code, text = run("shapes", "resnet", "--why", "zzz")
+    assert code == 2
+    assert "there are 220, such as: stem.conv, stem.bn," in " ".join(text.split())
+
+
 @pytest.mark.parametrize(("args", "says"), [
     (("shapes", "nowhere.lam"), "E118"),
     (("shapes", "lenet5#Nobody"), "no model is named `Nobody`"),
     (("train", "lenet5#nobody"), "no recipe is named `nobody`"),
     (("train", "lenet5", "-o", "epoch=3"), "did you mean `epochs`?"),
     (("train", "lenet5", "-o", "batch=0"), "at least 1"),
+    (("train", "lenet5", "-o", "name=x"), "E502"),  # the name of an argument of `File.recipe`
     (("train", "lenet5", "-o", "lr=[1,"), "`[` is never closed"),
     (("train", "lenet5", "-o", "lr"), "is not KEY=VALUE"),
     (("shapes", "lenet5", "--input", "image=1x3x32x32"), "1 is not 3"),

@@ -42,6 +42,24 @@ def test_columns_are_chosen_in_order(wide):
     assert lines[14].split() == ["total", "100.0%", "100.0%", "715,440", "61,706"]
 
 
+def test_all_columns_go_with_others(wide):
+    # `all` was no column once it stood beside another.
+    wide(200)
+    found = [run("shapes", "lenet5", "--columns", text) for text in ("line,all", "all,op", "all")]
+    assert [code for code, _ in found] == [0, 0, 0]
+    assert found[1] == found[2]
+    assert found[0][1].splitlines()[1].split()[:3] == ["layer", "line", "op"]
+
+
+@pytest.mark.parametrize("args", [("--formula", "--columns", "op"), ("--formula", "--why", "c1"),
+                                  ("--columns", "op", "--why", "c1")])
+def test_only_one_table_is_asked_for(args):
+    # `--formula` left `--columns` out without a word.
+    code, text = run("shapes", "lenet5", *args)
+    assert code == 2
+    assert "different tables: give one" in text
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (("shapes", "lenet5", "--columns", "mac"), "no column is named `mac`; did you mean `macs`?"),
     (("shapes", "lenet5", "--columns", ","), "no column is named"),
@@ -106,6 +124,14 @@ def test_rf_of_a_layer_lists_its_routes():
     assert [route["fields"]["height"]["size"] for route in routes] == [100, 172]
     assert [step["path"] for step in routes[0]["steps"]][-3:] == [
         "up4.crop", "up4.double.c1", "up4.double.c2"]
+
+
+def test_rf_of_an_output():
+    # It was refused: an output's name is no layer's path.
+    (found,) = json.loads(run("rf", "unet", "--at", "logits", "--json")[1])["inputs"]
+    (layer,) = json.loads(run("rf", "unet", "--at", "head", "--json")[1])["inputs"]
+    assert found == layer
+    assert "did you mean `logits`?" in run("rf", "unet", "--at", "logit")[1]
 
 
 def test_rf_reports_branches_that_do_not_fit(tmp_path):

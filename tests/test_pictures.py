@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 import lamina
 from lamina.cli import main
 from lamina.commands.drawing import ABOUT, _length, _shortened
-from lamina.commands.plots import with_output
+from lamina.commands.plots import short_names, with_output
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="weights are safetensors files")
 RECORDS = [{"kind": "step", "step": 1, "epoch": 0, "lr": 0.1, "loss": 2.5},
@@ -125,6 +126,21 @@ def test_runs_are_plotted(logged, tmp_path):
     assert run("plot", logged, logged, "-o", tmp_path / "run.png")[0] == 0
     text = path.read_text()
     assert all(f"<!-- {name} -->" in text for name in ("loss", "acc", "lr"))
+
+
+def test_runs_of_the_same_last_name_are_told_apart(logged, tmp_path, monkeypatch):
+    # Their entries in the legend were the same.
+    for name in ("one", "two"):
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / "log.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    path = tmp_path / "run.svg"
+    assert run("plot", tmp_path / "one" / "run", tmp_path / "two" / "run", "-o", path)[0] == 0
+    assert "<!-- one/run step -->" in path.read_text()
+    assert "<!-- two/run step -->" in path.read_text()
+    monkeypatch.chdir(tmp_path)
+    given = [Path("one/run"), Path("two/run"), Path("run"), Path("."), Path("run"), Path("/")]
+    assert short_names(given) == ["one/run", "two/run", str(Path(tmp_path.name, "run")),
+                                  tmp_path.name, str(Path(tmp_path.name, "run")), "/"]
 
 
 @pytest.mark.parametrize("content, message", [

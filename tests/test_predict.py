@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import lamina
 from lamina.cli import main
 
 LINE = """model Line {
@@ -123,6 +124,16 @@ def test_an_output_that_is_no_class_is_printed_itself(place, tmp_path):
     assert np.load(tmp_path / "y.npy").tolist() == [found["output"]]
 
 
+@pytest.mark.parametrize("name", ["y.txt", "y", "."])
+def test_outputs_are_saved_as_what_the_ending_says(place, tmp_path, name):
+    # A .txt file held the bytes of an array; nothing is computed before that is said.
+    np.save(tmp_path / "x.npy", np.array([1, 2, 3], np.float32))
+    code, text = predict("line", tmp_path / "x.npy", "--out", name)
+    assert code == 1
+    assert "error[E416]" in text and "end it with one of: .npy, .png" in text
+    assert "x.npy: " not in text and not Path("y.txt").exists()
+
+
 def test_whole_numbers_are_not_taken_for_pixels(place, tmp_path):
     # Numbers 0 to 255 in a table are no pixels: training does not divide them by 255.
     for kind in (np.int64, np.uint8, np.float64):
@@ -193,6 +204,84 @@ def test_predict_without_the_training_data(place, tmp_path):
     assert before == after
     assert before[1][0] == 0
     assert json.loads(before[1][1])[0]["label"] in ("cat", "dog")
+
+
+BARE = """
+model Bare(size: int = 4) {
+  input left: f32[B, 3]
+  input right: i32[B, 2]
+  output y = (left, right -> table: embed(5, size) -> flatten) -> concat(axis=1) -> fc: linear(2)
+}
+
+model Grey {
+  input image: f32[B, 1, H, W]
+  output y = image -> c: conv(4, kernel=3)
+}
+"""
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A file with a recipe for another model, and weights of two models without one."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="weights are safetensors files")
+    monkeypatch.chdir(tmp_path)
+    Path("bare.lam").write_text(LINE + BARE)
+    file = lamina.load("bare.lam")
+    safetensors.save_file(file.Bare(size=6).init(), "bare.safetensors")
+    safetensors.save_file(file.Grey().init(), "grey.safetensors")
+    np.save("left.npy", np.ones(3))
+    np.save("right.npy", np.array([1, 4]))
+    np.save("image.npy", np.ones((1, 8, 8), np.float32))
+    return file
+
+
+def test_a_model_without_a_recipe_takes_arrays(bare):
+    # It was refused with advice to write a recipe for another model.
+    words = ("--weights", "bare.safetensors", "-o", "size=6", "--target", "numpy")
+    code, text = run("predict", "bare.lam#Bare", "left=left.npy", "right=right.npy", "--json",
+                     *words)
+    assert code == 0
+    net = bare.Bare(size=6)
+    expected = net.compile("numpy")(net.init(), left=np.ones((1, 3), np.float32),
+                                    right=np.array([[1, 4]]))
+    assert np.array_equal(np.float32(json.loads(text)[0]["output"]), expected["y"][0])
+    np.save("right.npy", np.array([1, 5]))
+    code, text = run("predict", "bare.lam#Bare", "left=left.npy", "right=right.npy", *words)
+    assert code == 1 and "takes 0 to 4" in text
+    assert "did you mean `Bare`?" in run("predict", "bare.lam#Bar", "left.npy", *words)[1]
+
+
+def test_a_model_without_a_recipe_takes_no_picture(bare):
+    # Nothing says how its pixels were normalised.
+    code, text = run("predict", "bare.lam#Grey", "image.png", "--weights", "grey.safetensors")
+    assert code == 1
+    assert "error[E611]" in text and "numpy.save(file, array)" in text
+    code, text = run("eval", "bare.lam#Grey", "--weights", "grey.safetensors")
+    assert code == 1
+    assert "the model `Grey` has no recipe" in text and "recipe first for Grey" in text
+
+
+def test_maps_of_a_model_without_a_recipe(bare):
+    # As `predict`, `filters` takes an array there.
+    pytest.importorskip("matplotlib", reason="needs lamina[plots]")
+    code, text = run("filters", "bare.lam#Grey", "--weights", "grey.safetensors", "-o", "c.png",
+                     "--at", "c", "--input", "image.npy", "--target", "numpy")
+    assert (code, text) == (0, "wrote c.png\n")
+
+
+def test_filters_take_the_settings_of_the_recipe(tmp_path, monkeypatch):
+    # The weights of the recipe's model, with its settings, did not fit the file's first model.
+    pytest.importorskip("matplotlib", reason="needs lamina[plots]")
+    safetensors = pytest.importorskip("safetensors.numpy", reason="weights are safetensors files")
+    monkeypatch.chdir(tmp_path)
+    net = lamina.load("cifar_resnet").recipe("fashion").net
+    safetensors.save_file(net.init(), "w.safetensors")
+    for file in ("cifar_resnet", "cifar_resnet#ResNet20", "cifar_resnet#fashion"):
+        code, text = run("filters", file, "--weights", "w.safetensors", "-o", "f.png")
+        assert (code, text) == (0, "wrote f.png: stem.conv.weight\n")
+    code, text = run("filters", "cifar_resnet#SmallResNet", "--weights", "w.safetensors", "-o",
+                     "f.png", "--set", "channels=1")
+    assert (code, text) == (0, "wrote f.png: stem.conv.weight\n")
 
 
 def test_softmax_in_the_model_is_not_taken_twice(place, tmp_path):

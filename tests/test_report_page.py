@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from lamina.cli import main
+from lamina.tests.inspect.test_receptive_field import TWO
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
 By = pytest.importorskip("selenium.webdriver.common.by").By
@@ -94,7 +95,7 @@ def test_a_click_on_a_layer_shows_its_field(browser, folder):
     click(page, node(page, "c3"))
     assert text(page, "chosen") == "c3"
     assert text(page, "field") == ("Unit (4, 4) of 10×10 sees 14×14: rows 8 to 21, "
-                                   "columns 8 to 21; stride 2.")
+                                   "columns 8 to 21. Field 14, stride 2.")
     sees = page.find_element(By.CSS_SELECTOR, ".sees")
     assert [sees.get_attribute(name) for name in ("x", "y", "width", "height")] == \
         ["8", "8", "14", "14"]
@@ -104,16 +105,59 @@ def test_a_click_on_a_layer_shows_its_field(browser, folder):
     assert row.text.startswith("f6")
 
 
-def test_a_field_in_the_padding_is_hatched(browser, folder):
-    # The corner unit of ResNet's first layer sees three rows that are not there.
+def slide(page, *units):
+    """Choose a unit by its row and column."""
+    sliders = page.find_elements(By.CSS_SELECTOR, "#plane input")
+    for slider, unit in zip(sliders, units, strict=True):
+        page.execute_script("arguments[0].value = arguments[1]; arguments[0].oninput()", slider,
+                            unit)
+
+
+def chosen(page, path):
+    """Choose a box by its path, wherever it is."""
+    page.execute_script("select(boxes.findIndex((box) => box.path === arguments[0]), {node: true})",
+                        path)
+
+
+def test_a_unit_at_the_border_sees_less(browser, folder):
+    # The corner unit of ResNet's first layer has three rows of its seven in the padding.
     page = opened(browser, folder, "resnet#ResNet18")
-    page.execute_script("select(boxes.findIndex((box) => box.path === 'stem.conv'), {node: true})")
-    for slider in page.find_elements(By.CSS_SELECTOR, "#plane input"):
-        page.execute_script("arguments[0].value = 0; arguments[0].oninput()", slider)
-    assert "rows -3 to 3" in text(page, "field")
-    assert text(page, "field").endswith("The hatched part lies in the padding.")
+    chosen(page, "stem.conv")
+    slide(page, 0, 0)
+    assert text(page, "field") == ("Unit (0, 0) of 112×112 sees 4×4: rows 0 to 3, columns 0 to 3. "
+                                   "Field 7, stride 2.")
     assert page.find_element(By.CSS_SELECTOR, ".sees").get_attribute("height") == "4"
-    assert page.find_element(By.CSS_SELECTOR, ".padding").get_attribute("height") == "7"
+
+
+def test_units_after_upsampling_are_exact(browser, folder):
+    # U-Net's units differ by their phase of sixteen: unit 193 sees 188 rows, from 192 on (measured
+    # with PyTorch's gradients), not the 200 around 285 that the recursion gives.
+    page = opened(browser, folder, "unet")
+    chosen(page, "head")
+    slide(page, 193, 0)
+    assert "sees 188×" in text(page, "field") and "rows 192 to 379" in text(page, "field")
+
+
+def test_units_without_rows_and_columns(browser, folder):
+    # After flattening a unit has no row: the page said NaN once.
+    page = opened(browser, folder, "lenet5")
+    chosen(page, "flatten")
+    assert text(page, "field") == ("Each unit sees 16 of 32×32; stride 4. Its units do not lie in "
+                                   "rows and columns.")
+    assert not page.find_elements(By.CSS_SELECTOR, "#plane input")
+
+
+def test_several_pictures(browser, folder):
+    # What a layer sees of one input is not drawn over another.
+    (folder / "two.lam").write_text(TWO)
+    page = opened(browser, folder, str(folder / "two.lam"))
+    chosen(page, "c")
+    assert " of 13×13 sees" in text(page, "field") and "Field 16, stride 4" in text(page, "field")
+    page.find_elements(By.CSS_SELECTOR, "#plane .buttons button")[1].click()
+    assert "Field 4, stride 1" in text(page, "field")
+    chosen(page, "r")
+    assert "Field 2, stride 1" in text(page, "field")
+    assert not page.find_elements(By.CSS_SELECTOR, "#plane .buttons")
 
 
 def test_blocks_fold_and_unfold(browser, folder):

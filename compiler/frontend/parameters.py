@@ -16,11 +16,9 @@ from lamina.compiler.frontend.values import (
     describe,
 )
 from lamina.compiler.ir.op import OpError
-from lamina.compiler.ir.types import Expression
+from lamina.compiler.ir.types import Expression, symbols_of
 from lamina.compiler.ops.initial import INITIALIZERS, check_initializer, check_shape
 from lamina.compiler.syntax import ast
-
-KNOWN_SIZES = "give the size a number in the model's input"
 
 
 class Body:
@@ -104,7 +102,7 @@ def _initializer_call(body: Body, expr: ast.Call, name: ast.Name) -> Any:
     sizes = [arg for arg in args if isinstance(arg, Expression)]
     if sizes:
         return body.ev.error("E321", f"the initial value depends on `{sizes[0]}`, which is not "
-                             "known when compiled", expr.span, help=KNOWN_SIZES)
+                             "known when compiled", expr.span, help=_numbers_for(sizes))
     if name.id == "bitmap":
         return Initial(name.id, (tuple(args[0]),))
     wrong = next((arg for arg in args if arg is not None and not _finite(arg)), None)
@@ -143,7 +141,7 @@ def _make_param(body: Body, statement: ast.Param | ast.Buffer, initial: Initial)
         key = parameter_key(body, statement.name.id)
         return body.ev.error("E321", f"the shape of parameter `{key}` depends on "
                              f"`{unknown[0]}`, which is not known when compiled", annotation.span,
-                             help=KNOWN_SIZES)
+                             help=_numbers_for(unknown) + _pooled_instead(body))
     try:
         check_shape(initial.name, initial.args, tuple(sizes))
     except OpError as error:
@@ -153,3 +151,25 @@ def _make_param(body: Body, statement: ast.Param | ast.Buffer, initial: Initial)
     return body.ctx.parameter(parameter_key(body, statement.name.id), tuple(sizes),
                               annotation.dtype or "f32", initial,
                               isinstance(statement, ast.Param), statement.span, body.instance)
+
+
+def _numbers_for(sizes: list[Expression]) -> str:
+    """What to write for the sizes that the model's input leaves open."""
+    names = sorted({found.name for size in sizes for found in symbols_of(size)})
+    many = "numbers" if len(names) > 1 else "a number"
+    return f"write {many} for {' and '.join(names)} in the model's `input` line"
+
+
+def _pooled_instead(body: Body) -> str:
+    """The other way out for a linear layer over flattened images: one number a channel."""
+    if not (body.instance.definition.library and body.instance.definition.name == "linear"):
+        return ""
+    tensor = body.instance.scope.names["x"].value
+    node = body.ctx.builder.node(tensor.value)
+    if node.op.name not in ("flatten", "reshape"):
+        return ""
+    image = body.ctx.builder.type(node.inputs[0]).shape
+    if len(image) != 4 or not isinstance(image[1], int):
+        return ""
+    return (", or put `global_avgpool` before `linear` in place of flattening: it takes images of "
+            "any size")

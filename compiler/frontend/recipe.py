@@ -85,15 +85,17 @@ def find_recipe(module: Module, name: str | None) -> ast.Recipe:
     for recipe in module.recipes.values():
         if isinstance(recipe.model.func, ast.Name) and recipe.model.func.id == name:
             return recipe
-    message = f"no recipe is named `{name}`" if name else "this file has no recipe"
-    help = did_you_mean(name or "", module.recipes) or \
-        f"recipes here: {', '.join(module.recipes)}" if module.recipes else _first_recipe(module)
+    model = name if name in module.models else None
+    message = f"the model `{model}` has no recipe" if model else \
+        f"no recipe is named `{name}`" if name else "this file has no recipe"
+    help = _first_recipe(module, model) if model or not module.recipes else \
+        did_you_mean(name or "", module.recipes) or f"recipes here: {', '.join(module.recipes)}"
     raise CompileError(Diagnostic("E505", message, Span(module.file.source, 0, 0), help=help))
 
 
-def _first_recipe(module: Module) -> str:
-    """How to write a recipe for the first model of a file that has none."""
-    model = next(iter(module.models), "Model")
+def _first_recipe(module: Module, model: str | None) -> str:
+    """How to write a recipe for a model; without one for the file's first."""
+    model = model or next(iter(module.models), "Model")
     return (f'add one below the model: `recipe first for {model} {{ data train = mnist("train") '
             "-> shuffle; target label: i32[B]; loss = cross_entropy(OUTPUT, label); "
             "optimizer = sgd(lr=0.1) }` (lamina explain E505)")

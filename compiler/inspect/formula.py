@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lamina.compiler.ir.graph import Graph, Node
-from lamina.compiler.ir.types import shape_text
+from lamina.compiler.ir.types import Dim, shape_text
 from lamina.compiler.ops.conv import padding_pairs, pair
 
 AXES = ("height", "width")
@@ -19,8 +19,8 @@ def explain_sizes(graph: Graph, path: str) -> list[str]:
         raise KeyError(path)
     lines = []
     for node in graph.nodes:
-        if node.path == path and node.op.name in ("conv2d", "max_pool2d", "avg_pool2d"):
-            lines += _window_lines(graph, node)
+        if node.path == path and node.op.name in _FORMULAS:
+            lines += _FORMULAS[node.op.name](graph, node)
     if not lines:
         operands = [node for node in graph.nodes if node.path == path and node.inputs]
         for node in operands:
@@ -41,9 +41,45 @@ def _window_lines(graph: Graph, node: Node) -> list[str]:
     for axis, name in enumerate(AXES):
         low, high = padding_pairs(attrs["padding"])[axis]
         covered = dilation[axis] * (kernel[axis] - 1) + 1
-        border = f"2 * {low}" if low == high else f"({low} + {high})"
         spread = f"  (kernel {kernel[axis]}, dilation {dilation[axis]})" \
             if dilation[axis] > 1 else ""
-        lines.append(f"  {name}: ({size[axis]} - {covered} + {border}) / {stride[axis]} + 1 = "
-                     f"{node.type.shape[2 + axis]}{spread}")
+        lines.append(f"  {name}: ({size[axis]} - {covered} + {_border(low, high)}) / "
+                     f"{stride[axis]} + 1 = {node.type.shape[2 + axis]}{spread}")
     return lines
+
+
+def _transposed_lines(graph: Graph, node: Node) -> list[str]:
+    attrs = node.attributes
+    size, kernel = (graph.type(value).shape[2:] for value in node.inputs[:2])
+    stride, dilation = (pair("", name, attrs[name]) for name in ("stride", "dilation"))
+    extra = pair("", "output_padding", attrs["output_padding"], 0)
+    lines = [f"{node.op.name}: (in - 1) stride - 2 padding + dilation (kernel - 1) + "
+             "output_padding + 1"]
+    for axis, name in enumerate(AXES):
+        border = _border(*padding_pairs(attrs["padding"])[axis])
+        lines.append(f"  {name}: ({size[axis]} - 1) * {stride[axis]} - {border} + "
+                     f"{dilation[axis]} * ({kernel[axis]} - 1) + {extra[axis]} + 1 = "
+                     f"{node.type.shape[2 + axis]}")
+    return lines
+
+
+def _upsampled_lines(graph: Graph, node: Node) -> list[str]:
+    size = graph.type(node.inputs[0]).shape[2:]
+    scale = pair("", "scale", node.attributes["scale"])
+    return [f"{node.op.name}: in * scale",
+            *(f"  {name}: {_factor(size[axis])} * {scale[axis]} = {node.type.shape[2 + axis]}"
+              for axis, name in enumerate(AXES))]
+
+
+def _border(low: Dim, high: Dim) -> str:
+    """The padding of both sides."""
+    return f"2 * {low}" if low == high else f"({low} + {high})"
+
+
+def _factor(size: Dim) -> str:
+    """A size as a factor of a product."""
+    return f"({size})" if " " in str(size) else str(size)
+
+
+_FORMULAS = {"conv2d": _window_lines, "max_pool2d": _window_lines, "avg_pool2d": _window_lines,
+             "conv_transpose2d": _transposed_lines, "upsample2d": _upsampled_lines}

@@ -17,9 +17,17 @@ SHARING = ("reshape", "flatten", "squeeze", "expand_dims", "transpose", "slice",
 
 def storage(graph: Graph, value: Value) -> Value:
     """The value whose memory a value is a look at: another shape of it is no copy."""
-    while graph.node(value).op.name in SHARING:
+    while _is_look(graph, graph.node(value)):
         value = graph.node(value).inputs[0]
     return value
+
+
+def _is_look(graph: Graph, node: Node) -> bool:
+    if node.op.name in SHARING:
+        return True
+    # A border of no width, or one operand joined to nothing.
+    return node.op.kind == "view" and len(node.inputs) == 1 \
+        and graph.type(node.inputs[0]) == node.type
 
 
 def prefixes(path: str) -> Iterator[str]:

@@ -38,7 +38,8 @@ def _pool_window(name, kernel, stride, padding):
         most = max((side for side in sides if isinstance(side, int)), default=0)
         if most >= size:
             raise OpError("E229", f"`{name}`: padding {most} is not smaller than the kernel "
-                          f"{size}", "a window would hold nothing but padding")
+                          f"{size}", f"padding is at most {size - 1}, or a window would hold "
+                          "nothing but padding")
     return kernel, kernel if stride is None else pair(name, "stride", stride), border
 
 

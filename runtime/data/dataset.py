@@ -12,6 +12,7 @@ import numpy as np
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.mixing import Mixup, check_mixup, mix, one_hot
 from lamina.runtime.data.pairs import MASK, Pairs
+from lamina.runtime.data.pictures import Pictures
 from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_source
 from lamina.runtime.data.split import check_split, split_source, undivided
 from lamina.runtime.data.stage import Stage, call, check_call
@@ -299,7 +300,7 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[Feed, ...]:
         if entry.dtype[0] in "ib" and value.dtype != np.int32:
             raise _not_whole(dataset, name, entry)
         shape = (*value.shape, classes) if classes else value.shape
-        _check_shape(name, shape, entry, symbols)
+        _check_shape(dataset, name, shape, entry, symbols)
         if classes or entry.limit:
             _check_limit(dataset, name, classes or entry.limit)
         plan.append(Feed(name, entry.key, _DTYPES[entry.dtype], classes))
@@ -360,21 +361,51 @@ def _no_field(entry: Input, fields: Sequence[str], left: Sequence[str]) -> DataE
                      "name a field of the data after each input and target of the recipe")
 
 
-def _check_shape(name: str, shape: tuple, entry: Input, symbols: dict[str, int]) -> None:
+def _check_shape(dataset: Dataset, name: str, shape: tuple, entry: Input, symbols: dict[str, int]
+                 ) -> None:
     wanted = entry.shape[1:]
-    fits = not entry.shape or len(wanted) == len(shape) - 1
-    for size, actual in zip(wanted, shape[1:], strict=False):
-        expected = size if isinstance(size, int) else symbols.setdefault(size, actual)
-        fits = fits and expected == actual
-    if fits:
+    expected = [size if isinstance(size, int) else symbols.setdefault(size, actual)
+                for size, actual in zip(wanted, shape[1:], strict=False)]
+    if not entry.shape or (len(wanted) == len(shape) - 1 and expected == list(shape[1:])):
         return
     found = " x ".join(map(str, shape[1:])) or "a single number"
     asked = " x ".join(map(str, wanted)) or "a single number"
-    pictures = len(wanted) == 3
-    help = "resize(...), pad(...) or a crop in the data pipeline changes the size" * pictures
+    help = ""
+    if len(expected) == len(wanted) == len(shape) - 1 == 3:
+        help = "; ".join([*_other_channels(dataset, name, entry, shape[1], expected[0]),
+                          *_other_size(dataset, name, shape[2:], expected[1:])])
+    pictures = " (channels, height, width)" * (len(wanted) == 3)
     raise DataError("E609", f"the model's input `{show(entry.key)}` takes {asked}; the data's "
-                    f"field `{show(name)}` has {found}" + " (channels, height, width)" * pictures,
-                    help)
+                    f"field `{show(name)}` has {found}{pictures}", help)
+
+
+def _other_channels(dataset: Dataset, name: str, entry: Input, found: int, wanted: int
+                    ) -> list[str]:
+    """What gives pictures the channels that the model takes."""
+    if found == wanted:
+        return []
+    whole = undivided(dataset.source)
+    if isinstance(whole, Pictures | Pairs) and name == dataset.fields[0] and wanted in (1, 3):
+        source = "pairs" if isinstance(whole, Pairs) else "images"
+        return [f"write channels={wanted} in {source}(...)"]
+    return [f"give the model's input `{show(entry.key)}` {found} "
+            f"channel{'s' * (found != 1)}"]
+
+
+def _other_size(dataset: Dataset, name: str, found: Sequence[int], wanted: Sequence[int]
+                ) -> list[str]:
+    """The transforms that give pictures the height and width that the model takes."""
+    if list(found) == list(wanted) or name not in (dataset.fields[0], MASK):
+        return []
+    height, width = wanted
+    size = str(height) if height == width else f"[{height}, {width}]"
+    ways = [f"resize({size})"]
+    if height <= found[0] and width <= found[1]:
+        ways.insert(0, f"center_crop({size})")
+    border, rest = divmod(height - found[0], 2)
+    if border > 0 and not rest and width - found[1] == 2 * border:
+        ways.insert(0, f"pad({border})")
+    return [f"{' or '.join(ways)} in the data pipeline gives {height} x {width} pixels"]
 
 
 def _check_limit(dataset: Dataset, name: str, limit: int) -> None:

@@ -7,11 +7,13 @@ from fractions import Fraction
 import pytest
 
 import lamina
+from lamina.commands.bench import example_sizes
 from lamina.commands.selection import select_net
 from lamina.compiler.frontend.library import zoo_folder
 from lamina.compiler.inspect.cost import macs_by_path, summarize
 from lamina.compiler.inspect.polynomial import formula_text, formulas, product_text
-from lamina.compiler.ir.types import parse_dim, symbol
+from lamina.compiler.inspect.report import structure
+from lamina.compiler.ir.types import parse_dim, substitute, symbol
 from lamina.compiler.transform.autodiff import add_gradients, expand_underived
 from lamina.compiler.transform.training import trainable
 
@@ -149,3 +151,52 @@ def test_a_layers_formula_is_a_product():
     # Valid convolutions lose a border: (H - 2) * (W - 2) says more than four terms.
     row = formulas(model("x -> conv(8, kernel=3)", "B, 3, H, W").graph).layers[0]
     assert product_text(row.macs, row.shape, ("B", "H", "W")) == "216*B*(H - 2)*(W - 2)"
+
+
+ATTENTION = """model Attention {
+  input x: f32[B, S, 16]
+  q = x -> wq: linear(16)
+  k = x -> wk: linear(16)
+  share = softmax((q @ k.T) / 4, axis=-1)
+  output y = share @ (x -> wv: linear(16))
+}
+"""
+
+
+def test_what_a_model_computes_itself_counts_too():
+    # The products of queries and keys are no layer: a table without them hides nine tenths of the
+    # work and all memory that grows with the square of the length.
+    net = lamina.loads(ATTENTION).Attention()
+    net.sizes["S"] = 224
+    summary = net.summary()
+    own = summary.layers[-1]
+    assert (own.path, own.name, own.leaf) == ("", "Attention", False)
+    assert own.macs == 2 * 224 * 224 * 16
+    # Three matrices [S, S] (product, quotient, softmax) and the result [S, 16]; k.T is a look.
+    assert own.bytes == 4 * symbol("B") * (3 * 224 * 224 + 224 * 16)
+    assert sum(row.bytes for row in summary.layers) == summary.bytes
+    assert sum(row.macs for row in summary.layers) == summary.macs
+
+
+def test_blocks_hold_what_they_join():
+    # relu(main + skip): two results of the block's size that no layer of it owns.
+    rows = {row.path: row for row in lamina.load("cifar_resnet").ResNet20().summary().layers}
+    block, conv = rows["stages.0.first"], rows["stages.0.first.c1.conv"]
+    assert block.bytes == 2 * conv.bytes and block.only_bytes and not conv.only_bytes
+
+
+def test_a_shared_layer_holds_a_result_for_every_use():
+    # Four rounds with the same weights have four results for the gradient.
+    body = "x -> layers: repeat 4 shared { l: linear(16) -> tanh }"
+    net = model(body, "2, 16")
+    rows = {row.path: row for row in net.summary().layers}
+    assert rows["layers.l"].bytes == rows["layers.tanh"].bytes == 4 * (2 * 16 * 4)
+    assert rows["layers.l"].parameters == 16 * 16 + 16 and rows["layers.l"].macs == 4 * 256
+
+
+def test_report_and_table_agree():
+    # Two verbs with two totals would both be doubted.
+    for name in ("lenet5", "resnet", "unet", "detector", "mobilenet"):
+        net = lamina.load(name).model()
+        sizes = {**example_sizes(net.graph, 1)}
+        assert structure(net.graph, sizes).boxes[0].bytes == substitute(net.summary().bytes, sizes)

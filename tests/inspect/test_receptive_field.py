@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lamina
+from lamina.compiler.inspect.axes import Axis
 from lamina.compiler.inspect.cost import expanded
 from lamina.compiler.inspect.receptive_field import last_local, receptive_fields
 from lamina.compiler.reference import evaluate
@@ -138,12 +139,43 @@ def test_fields_after_upsampling(name):
     "output y = x -> flatten -> linear(3)",
     "output y = x -> conv(2, kernel=3) -> global_avgpool",
     "output y = x -> conv(2, kernel=3) -> global_maxpool -> linear(2)",
-    "output y = softmax(x, axis=-1)",
     "output y = x - mean(x, axis=[2, 3], keepdims=true)",
 ])
 def test_layers_that_see_everything(body):
     # No number would be true here.
     assert field(net("  " + body)).whole
+
+
+def test_layers_that_see_a_whole_row():
+    # All columns of a row, and no other row.
+    found = field(net("  output y = softmax(x -> conv(1, kernel=3), axis=-1)"))
+    assert found.axes == (Axis(3, 1, 1.0), None) and not found.whole and not found.local
+
+
+TWO = """model Two {
+  input left: f32[B, 1, 64, 64]
+  input right: f32[B, 1, 16, 16]
+  a = left -> l: conv(2, kernel=5) -> down: maxpool(4)
+  b = right -> r: conv(2, kernel=2)
+  output y = a + b -> c: conv(1, kernel=3)
+}
+"""
+
+
+def test_every_input_has_fields_of_its_own():
+    # Positions of two pictures are no common measure: joined they would be true of neither.
+    layers = {row.path: row.fields for row in lamina.loads(TWO).Two().summary().layers}
+    assert {one.input: one.axes[0].size for one in layers["c"]} == {"left": 16, "right": 4}
+    assert [one.input for one in layers["r"]] == ["right"]
+    assert {one.input: one.axes[0].stride for one in layers["c"]} == {"left": 4, "right": 1}
+
+
+def test_a_line_has_fields_too():
+    # An input without an image's axes is measured along its length.
+    body = "x -> a: conv1(4, kernel=5) -> b: conv1(4, kernel=3, stride=2)"
+    net = lamina.loads(f"model M {{\n  input x: f32[B, 2, L]\n  output y = {body}\n}}\n").M()
+    assert [row.fields[0].axes for row in net.summary().layers] == [
+        (Axis(5, 1, 2.0),), (Axis(7, 2, 3.0),)]
 
 
 @pytest.mark.parametrize(("body", "size", "stride"), [

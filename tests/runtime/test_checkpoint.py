@@ -26,6 +26,7 @@ from lamina.runtime.checkpoint import (
     require_fit,
     save_best,
     save_last,
+    write_durable,
 )
 
 STATE = State("LeNet5", "digits", (("model", "abc"),), 1998, 7, 1, 3, 2, 5, 160,
@@ -253,6 +254,27 @@ def test_a_disk_that_lies_is_found_out(tmp_path, monkeypatch):
     assert code_of(save_last, tmp_path, replace(STATE, step=8), params(2)) == "E704"
     monkeypatch.undo()
     assert load_last(tmp_path).state == STATE and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", [".", "/", ".."])
+def test_a_folder_is_no_file_to_write(name, tmp_path, monkeypatch):
+    """The current folder has an empty name, which was a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="Is a directory") as caught:
+        write_durable(Path(name), b"text")
+    assert caught.value.code == "E704" and "the name of a file" in caught.value.help
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_is_to_be_made(tmp_path):
+    """The help said to make room, which there was."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="No such file") as caught:
+        write_durable(tmp_path / "new" / "a.txt", b"text")
+    assert caught.value.help == f"make the folder first: mkdir -p {tmp_path / 'new'}"
+    with pytest.raises(CheckpointError, match="Not a directory") as caught:
+        write_durable(tmp_path / "file" / "a.txt", b"text")
+    assert f"{tmp_path / 'file'} is none" in caught.value.help
 
 
 @pytest.fixture
