@@ -199,4 +199,7 @@ def test_report_and_table_agree():
     for name in ("lenet5", "resnet", "unet", "detector", "mobilenet"):
         net = lamina.load(name).model()
         sizes = {**example_sizes(net.graph, 1)}
-        assert structure(net.graph, sizes).boxes[0].bytes == substitute(net.summary().bytes, sizes)
+        whole, summary = structure(net.graph, sizes).boxes[0], net.summary()
+        assert whole.parameters == summary.parameters
+        for figure in ("bytes", "macs", "backward"):
+            assert getattr(whole, figure) == substitute(getattr(summary, figure), sizes), figure
