@@ -209,7 +209,7 @@ def _counted(graph: Graph, boxes: list[Box], owners: Mapping[int, str],
             continue
         held = stored.get(box.path, (0, 0))[0]
         forward, backward = work.get(box.path, (0, 0))
-        if box.kind != "block" and box.path in rows:  # what layers share counts at the first of them
+        if box.kind != "block" and box.path in rows:  # shared parts count at the first layer
             held, forward = rows[box.path].parameters, _number(rows[box.path].macs, sizes)
             backward = backward if forward else 0
         elif box.kind != "block":
