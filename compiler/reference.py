@@ -90,6 +90,8 @@ def _apply(node: Node, values, inputs, params, sizes) -> tuple[np.ndarray, ...]:
     if node.op.name == "const":
         return (NUMPY_TYPES[attrs["dtype"]](attrs["value"]),)
     operands = [values[value] for value in node.inputs]
+    if node.op.name == "scan":
+        return _apply_scan(node, operands, sizes, **attrs)
     if node.body is not None:
         return _apply_body(node, operands, sizes)
     assert node.op.numpy is not None
@@ -111,6 +113,27 @@ def _apply_body(node: Node, operands, sizes) -> tuple[np.ndarray, ...]:
     assert node.body is not None
     inner = evaluate(node.body, {f"x{i}": x for i, x in enumerate(operands)}, {}, sizes)
     return tuple(inner[name] for name, _ in node.body.outputs)
+
+
+def _apply_scan(node: Node, operands, sizes, *, states: int, sequences: int, length: int,
+                backwards: bool) -> tuple[np.ndarray, ...]:
+    """The body step by step."""
+    assert node.body is not None
+    current, after = operands[:states], operands[states + sequences:]
+    types = node.outs[states:]
+    rows = [np.zeros(bound(type.shape, sizes), NUMPY_TYPES[type.dtype]) for type in types]
+    steps = range(length)
+    for step in reversed(steps) if backwards else steps:
+        entries = [x[step] for x in operands[states:states + sequences]]
+        inner = dict(enumerate([*current, *entries, *after]))
+        found = evaluate(node.body, {f"x{i}": x for i, x in inner.items()}, {}, sizes)
+        results = [found[name] for name, _ in node.body.outputs]
+        current = results[:states]
+        for index, result in enumerate(results[states:]):
+            if rows[index].dtype != result.dtype:  # arrays of float64 are computed as such
+                rows[index] = rows[index].astype(result.dtype)
+            rows[index][step] = result
+    return (*current, *rows)
 
 
 def bound(value: Any, sizes: Mapping[str, int]) -> Any:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FORMAT = 1
+FORMAT = 2
 THREADS = "$threads"  # symbol bound by the executor to the number of threads
 
 # A Size is an int, a symbol's name, or a tuple (operator, operand, ...) with operators
@@ -71,6 +71,21 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Loop:
+    """Steps `first` to `last` that run `count` times, one round after the other.
+
+    In round i the symbol `symbol` stands for i, or for count - 1 - i if `backwards`; the steps'
+    arguments depend on it linearly. Loops lie within each other or apart.
+    """
+
+    first: int
+    last: int
+    symbol: str
+    count: Size
+    backwards: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Everything that a runtime needs to run one compiled function."""
 
@@ -80,6 +95,7 @@ class Program:
     steps: tuple[Step, ...]
     symbols: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
+    loops: tuple[Loop, ...] = ()
 
 
 def evaluate(size: Size, bindings: Mapping[str, int]) -> int:
@@ -129,6 +145,7 @@ def loads(text: str) -> Program:
                     for row in data["steps"]),
         symbols=tuple(data["symbols"]),
         meta=data["meta"],
+        loops=tuple(Loop(**{**row, "count": _tuples(row["count"])}) for row in data["loops"]),
     )
 
 

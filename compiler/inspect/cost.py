@@ -18,7 +18,7 @@ from lamina.compiler.ir.types import (
     divide_exactly,
     product,
 )
-from lamina.compiler.transform.autodiff import expand
+from lamina.compiler.transform.expand import expand
 
 
 @dataclass(frozen=True, slots=True)

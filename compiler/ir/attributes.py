@@ -29,11 +29,12 @@ _sizes, _wholes = _all(_size), _all(_whole)
 
 KINDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a whole number", _whole, ("groups", "salt", "k", "start", "index", "parts",
-                                "window")),
-    ("a size", _size, ("depth", "rows")),
+                                "window", "states", "sequences")),
+    ("a size", _size, ("depth", "rows", "length")),
     ("a number", _number, ("slope", "alpha", "beta", "gamma", "bias", "low", "high", "delta",
                           "smoothing", "p", "eps", "iou", "least")),
-    ("true or false", lambda value: type(value) is bool, ("keepdims", "count_padding")),
+    ("true or false", lambda value: type(value) is bool, ("keepdims", "count_padding",
+                                                          "backwards")),
     ("a list of sizes", _sizes, ("shape", "starts", "stops", "lo", "hi", "size")),
     ("a list of whole numbers", _wholes, ("perm", "steps", "interior", "axes")),
     ("an axis or a list of axes", lambda value: value is None or _whole(value) or _wholes(value),

@@ -21,7 +21,7 @@ from lamina.compiler.lower.emit_cpu import (
 from lamina.compiler.lower.loops import LoopProgram, build_loops
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
-from lamina.runtime.program import Buffer, Kernel, Size, Step
+from lamina.runtime.program import Buffer, Kernel, Loop, Size, Step
 
 PARTIAL = "partial sums"  # what a buffer of them is called
 
@@ -47,6 +47,14 @@ class Lowering:
         self.place = Place("", 0)
         self.targets: dict[Value, View] = {}  # where a value must be written
         self.indices: dict[tuple, int] = {}  # buffers of the winners of max pools
+        self.loops: list[Loop] = []
+
+    def within(self, body: Graph) -> Lowering:
+        """The lowering of a body, which adds to the same buffers and steps."""
+        inner = Lowering(body, self.vector_width)
+        for name in ("buffers", "steps", "kernels", "sources", "place", "loops"):
+            setattr(inner, name, getattr(self, name))
+        return inner
 
     # --- buffers and steps ----------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, symbols_of, to_size
 from lamina.compiler.lower import contractions, views
 from lamina.compiler.lower.core import Handler, Lowering, Place
+from lamina.compiler.lower.scans import lower_scan
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
-from lamina.runtime.program import Buffer, Program, Size, Step
+from lamina.runtime.program import Buffer, Loop, Program, Size, Step
 
 VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
 UPDATE = "update:"  # outputs of this name replace the parameter of that key
@@ -129,7 +130,8 @@ def _alone(low: Lowering, node: Node) -> None:
 HANDLERS: dict[str, Handler] = {
     "input": _input, "param": _input, "const": lambda low, node: None, "transpose": _transpose,
     "slice": _slice, "reverse": _reverse, "broadcast_to": _broadcast, "reshape": _reshape,
-    "pad": _pad, "concat": _concat, "fused": _fused, **contractions.HANDLERS,
+    "pad": _pad, "concat": _concat, "fused": _fused,
+    "scan": lambda low, node: lower_scan(low, node, _walk), **contractions.HANDLERS,
 }
 
 
@@ -140,8 +142,19 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
         if node.op.name in ("input", "param"):
             _input(low, node)
     _aim_outputs(low)
+    _walk(low)
+    _finish_outputs(low)
+    buffers = _with_lifetimes(low.buffers, low.steps, low.loops)
+    names = sorted({s for b in buffers for size in b.shape for s in _symbols(size)})
+    return Program("cpu", buffers, tuple(low.sources), tuple(low.steps),
+                   tuple(n for n in names if not n.startswith("$")),
+                   {**(meta or {}), "divisors": _divisors(graph)}, tuple(low.loops))
+
+
+def _walk(low: Lowering) -> None:
+    """The steps of all nodes, in order."""
     contractions.plan_indices(low)
-    for node in graph.nodes:
+    for node in low.graph.nodes:
         if node.op.name in ("input", "param"):
             continue
         low.place = _place(node)
@@ -151,12 +164,6 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
         if handler is None:
             raise NotImplementedError(f"no kernel for `{node.op.name}`")
         handler(low, node)
-    _finish_outputs(low)
-    buffers = _with_lifetimes(low.buffers, low.steps)
-    names = sorted({s for b in buffers for size in b.shape for s in _symbols(size)})
-    return Program("cpu", buffers, tuple(low.sources), tuple(low.steps),
-                   tuple(n for n in names if not n.startswith("$")),
-                   {**(meta or {}), "divisors": _divisors(graph)})
 
 
 def _divisors(graph: Graph) -> dict[str, int]:
@@ -239,7 +246,9 @@ def _finish_outputs(low: Lowering) -> None:
         low.copy(source, target)
 
 
-def _with_lifetimes(buffers: list[Buffer], steps: list[Step]) -> tuple[Buffer, ...]:
+def _with_lifetimes(buffers: list[Buffer], steps: list[Step], loops: list[Loop]
+                    ) -> tuple[Buffer, ...]:
+    """The first and last step of every buffer; one that outlives a round lives the whole loop."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
@@ -247,6 +256,12 @@ def _with_lifetimes(buffers: list[Buffer], steps: list[Step]) -> tuple[Buffer, .
             if kind == "buffer":
                 first.setdefault(number, index)
                 last[number] = index
+    for loop in loops:  # inner ones come first
+        for number in first:
+            inside = first[number] <= loop.last and last[number] >= loop.first
+            if inside and (first[number] < loop.first or last[number] > loop.last):
+                first[number] = min(first[number], loop.first)
+                last[number] = max(last[number], loop.last)
     return tuple(replace(b, first=first.get(i, 0), last=last.get(i, 0))
                  for i, b in enumerate(buffers))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lamina.compiler.ir.graph import Graph
-from lamina.compiler.ir.op import OpError
-from lamina.compiler.ir.types import TensorType
+from lamina.compiler.ir.op import REQUIRED, OpError
+from lamina.compiler.ir.types import Dim, TensorType
 from lamina.compiler.ops.define import primitive
 
 
@@ -18,3 +18,32 @@ def _infer_fused(body: Graph, *types: TensorType, pattern: str) -> tuple[TensorT
 # pattern "loop": one nest of loops; "epilogue": a contraction whose results are finished in place.
 primitive("fused", "control", infer=_infer_fused, arity=(0, -1), attrs={"pattern": "loop"},
           public=False, doc="Several operators computed by one kernel; the body says which.")
+
+
+def _infer_scan(body: Graph, *types: TensorType, states: int, sequences: int, length: Dim,
+                backwards: bool) -> tuple[TensorType, ...]:
+    given = []
+    for index, type in enumerate(types):
+        if states <= index < states + sequences:
+            if not type.rank or type.shape[0] != length:
+                raise OpError("E219", f"the scan takes {length} steps, given {type}")
+            type = TensorType(type.shape[1:], type.dtype)
+        given.append(type)
+    declared = [body.type(body.inputs[f"x{index}"]) for index in range(len(types))]
+    if given != declared:
+        raise OpError("E219", f"a step takes {declared}, given {given}")
+    results = [body.type(value) for _, value in body.outputs]
+    if results[:states] != given[:states]:
+        raise OpError("E219", f"the states are {given[:states]}, after a step {results[:states]}")
+    return (*results[:states],
+            *(TensorType((length, *type.shape), type.dtype) for type in results[states:]))
+
+
+# Operands: the states before the first step, sequences [length, ...] of which a step sees one
+# entry, and what every step sees. The body takes them as x0, x1 ... and gives the states after the
+# step and what it hands out. Results: the states after the last step, and what all steps handed
+# out, [length, ...]. `backwards` takes the last entry first.
+SCAN = primitive("scan", "control", infer=_infer_scan, arity=(0, -1), public=False,
+          attrs={"states": REQUIRED, "sequences": REQUIRED, "length": REQUIRED,
+                 "backwards": False},
+          doc="A cell run over a sequence, step by step; the body is one step.")

@@ -14,15 +14,10 @@ from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import copy_into, rewrite
 from lamina.compiler.ir.types import FLOATS
+from lamina.compiler.ops.control import SCAN
 from lamina.compiler.ops.define import GraphMath, Var
-
-
-def expand(builder: Builder, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
-    """Emit a composite's body in place of its node."""
-    m = GraphMath(builder)
-    assert node.op.body is not None
-    result = m.lift(node.op.body(m, *(Var(m, value) for value in inputs), **node.attributes))
-    return (result.value,)
+from lamina.compiler.transform.expand import expand
+from lamina.compiler.transform.scans import gradient, keep_residuals, leave_loops
 
 
 def expand_underived(graph: Graph) -> Graph:
@@ -44,7 +39,7 @@ def add_gradients(graph: Graph, loss: str, wrt: Mapping[str, Value]) -> Graph:
     """
     names = {f"wrt:{name}": value for name, value in wrt.items()}
     named = Graph(graph.name, graph.nodes, (*graph.outputs, *names.items()), graph.scopes)
-    ready = expand_underived(named)
+    ready = keep_residuals(leave_loops(expand_underived(named)), propagate)
     builder = Builder(graph.name)
     values = copy_into(builder, ready)
     found = gradients(builder, ready, values, ready.output(loss),
@@ -57,30 +52,42 @@ def add_gradients(graph: Graph, loss: str, wrt: Mapping[str, Value]) -> Graph:
 def gradients(builder: Builder, graph: Graph, values: Mapping[Value, Value], loss: Value,
               wrt: Sequence[Value]) -> list[Value]:
     """Emit the gradients of `loss` with respect to values of `graph`, already in `builder`."""
+    one = GraphMath(builder).lift(1.0, graph.type(loss).dtype)
+    return propagate(builder, graph, values, {loss: one}, wrt)
+
+
+def propagate(builder: Builder, graph: Graph, values: Mapping[Value, Value],
+              seeds: Mapping[Value, Var], wrt: Sequence[Value]) -> list[Value]:
+    """Emit the gradients of values of `graph`, already in `builder`, from those of others."""
     needed = {value.node for value in wrt}
     for value in wrt:
         needed |= graph.reachable(value)
     m = GraphMath(builder)
-    cotangents: dict[Value, Var] = {loss: m.lift(1.0, graph.type(loss).dtype)}
+    cotangents = dict(seeds)
     for node in reversed(graph.nodes):
-        ct = cotangents.get(Value(node.id))
-        if ct is None or node.id not in needed or not node.inputs:
+        cts = [cotangents.get(Value(node.id, port)) for port in range(len(node.outs))]
+        if node.id not in needed or not node.inputs or all(ct is None for ct in cts):
             continue
         with builder.at(node.span, node.path):
-            _propagate(m, graph, node, ct, values, needed, cotangents)
+            _propagate(m, graph, node, cts, values, needed, cotangents)
     return [_result(m, graph, values, value, cotangents.get(value)).value for value in wrt]
 
 
-def _propagate(m: GraphMath, graph: Graph, node: Node, ct: Var, values, needed, cotangents) -> None:
+def _propagate(m: GraphMath, graph: Graph, node: Node, cts: list[Var | None], values, needed,
+               cotangents) -> None:
     operands = [Var(m, values[value]) for value in node.inputs]
     wanted = [value.node in needed and graph.type(value).dtype in FLOATS for value in node.inputs]
     if not any(wanted):
         return
-    if node.op.vjp is None:
+    cts = [ct if ct is None else _broadcast(m, ct, type.shape)
+           for ct, type in zip(cts, node.outs, strict=True)]
+    results = [Var(m, values[Value(node.id, port)]) for port in range(len(node.outs))]
+    if node.op is SCAN:
+        grads = gradient(m, node, operands, results, cts, wanted, propagate)
+    elif node.op.vjp is None:
         raise NotImplementedError(f"`{node.op.name}` has no gradient")
-    ct = _broadcast(m, ct, node.type.shape)
-    result = Var(m, values[Value(node.id)])
-    grads = node.op.vjp(m, ct, result, *operands, **node.attributes)
+    else:
+        grads = node.op.vjp(m, cts[0], results[0], *operands, **node.attributes)
     for value, operand, want, grad in zip(node.inputs, operands, wanted, grads, strict=True):
         if not want or grad is None:
             continue

@@ -8,18 +8,12 @@ from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.types import product
 from lamina.compiler.ops.conv import padding_pairs
 from lamina.compiler.ops.define import GraphMath, Var
-from lamina.compiler.transform.autodiff import expand
+from lamina.compiler.transform.expand import expand_all
 
 
 def decompose(graph: Graph) -> Graph:
     """Expand all composites, make padding explicit, flatten the batch of plain matrix products."""
-    while (expanded := rewrite(graph, _expand_composite)) is not graph:
-        graph = expanded
-    return rewrite(graph, _lower_contraction)
-
-
-def _expand_composite(builder: Builder, node: Node, inputs) -> tuple[Value, ...] | None:
-    return expand(builder, node, inputs) if node.op.body else None
+    return rewrite(expand_all(graph), _lower_contraction)
 
 
 def _lower_contraction(builder: Builder, node: Node, inputs) -> tuple[Value, ...] | None:

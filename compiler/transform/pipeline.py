@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.verify import verify
+from lamina.compiler.ops.control import SCAN
 from lamina.compiler.transform.decompose import decompose
 from lamina.compiler.transform.fuse import fuse
 from lamina.compiler.transform.layout import channels_last
+from lamina.compiler.transform.scans import leave_loops
 from lamina.compiler.transform.simplify import simplify
 
 
@@ -23,12 +27,34 @@ class Pass:
     optional: bool = True
 
 
+def in_scans(run: Callable[[Graph], Graph]) -> Callable[[Graph], Graph]:
+    """The pass, applied to the bodies of scans first."""
+
+    def rule(builder: Builder, node: Node, inputs: tuple[Value, ...]):
+        if node.op is not SCAN:
+            return None
+        assert node.body is not None
+        body = whole(node.body)
+        if body is node.body:
+            return None
+        first = builder.emit(SCAN, inputs, node.attributes, body)
+        return tuple(Value(first.node, port) for port in range(len(node.outs)))
+
+    def whole(graph: Graph) -> Graph:
+        if any(node.op is SCAN for node in graph.nodes):
+            graph = rewrite(graph, rule)
+        return run(graph)
+
+    return whole
+
+
 PASSES: tuple[Pass, ...] = (
-    Pass("simplify", simplify),
-    Pass("decompose", decompose, optional=False),
-    Pass("simplify-again", simplify),
-    Pass("layout", channels_last),
-    Pass("fuse", fuse),
+    Pass("simplify", in_scans(simplify)),
+    Pass("scans", leave_loops),
+    Pass("decompose", in_scans(decompose), optional=False),
+    Pass("simplify-again", in_scans(simplify)),
+    Pass("layout", in_scans(channels_last)),
+    Pass("fuse", in_scans(fuse)),
 )
 
 

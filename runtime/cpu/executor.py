@@ -26,7 +26,7 @@ import numpy as np
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.load import load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
-from lamina.runtime.cpu.threads import TIMER, WALKER, Table, Threads, available_cores
+from lamina.runtime.cpu.threads import TIMER, WALKER, Call, Rounds, Table, Threads, available_cores
 from lamina.runtime.memory import require_memory
 from lamina.runtime.program import THREADS, Program, evaluate
 
@@ -153,13 +153,14 @@ class Executor:
         with self._lock:
             ready = self._prepare(inputs, bindings or {})
             assert ready.table is not None
-            ends = ready.table.ends
+            times = ready.table.times
             for _ in range(max(2, rounds)):  # two runs tell how long a tick is
+                times[:] = 0
                 self._threads.run(ready.table, timer)
-                begin = begin or (time.perf_counter(), int(ends[-1]))
-                least = np.minimum(least, np.diff(ends))
+                begin = begin or (time.perf_counter(), int(times[-1]))
+                least = np.minimum(least, times[ready.table.row_of])
             took = time.perf_counter() - begin[0]
-        tick = took / max(1, int(ends[-1]) - begin[1])
+        tick = took / max(1, int(times[-1]) - begin[1])
         return [
             (step.label or self.program.kernels[step.kernel].name, float(ticks) * tick)
             for step, ticks in zip(steps, least, strict=True)
@@ -288,22 +289,25 @@ class Executor:
                      np.int64)
             for arguments in ready.plan.arguments
         ]
-        ready.table = Table(
-            [
-                (self._kernels[step.kernel], block.ctypes.data, single)
-                for step, block, single in zip(
-                    self.program.steps, ready.blocks, ready.plan.single, strict=True
-                )
-            ]
-        )
+        ready.table = self._table_of(ready, 0, len(self.program.steps) - 1)
         for views, kind in ((ready.inputs, "input"), (ready.outputs, "output")):
             for key, index in self._named(kind).items():
                 views[key] = self._view(ready, index)
         ready.arena = self._arena.ctypes.data
 
-    def _table_of(self, ready: _Ready, index: int) -> Table:
-        kernel = self._kernels[self.program.steps[index].kernel]
-        return Table([(kernel, ready.blocks[index].ctypes.data, ready.plan.single[index])])
+    def _table_of(self, ready: _Ready, first: int, last: int) -> Table:
+        """The table of some steps, with the loops that lie within them."""
+        program, plan = self.program, ready.plan
+        within = [k for k, loop in enumerate(program.loops)
+                  if first <= loop.first and loop.last <= last]
+        calls = [
+            Call(self._kernels[program.steps[i].kernel], ready.blocks[i], plan.single[i],
+                 tuple((slot, within.index(k), change) for slot, k, change in plan.advances[i]))
+            for i in range(first, last + 1)
+        ]
+        loops = [Rounds(program.loops[k].first - first, program.loops[k].last - first,
+                        plan.rounds[k]) for k in within]
+        return Table(calls, loops, self.threads)
 
     def _view(self, ready: _Ready, index: int) -> np.ndarray:
         """A buffer as an array in logical axis order."""
@@ -329,19 +333,31 @@ class Executor:
             self._guard(ready, root)[:] = _CANARY
             if buffers[root].kind == "output":
                 _poison(self._memory(ready, root)[: plan.sizes[root]])
-        for index, step in enumerate(self.program.steps):
-            for root in plan.offsets:
-                if plan.lives[root][0] == index:
+        for first, last in self._apart():
+            alive = [r for r in plan.offsets
+                     if plan.lives[r][0] <= last and plan.lives[r][1] >= first]
+            for root in alive:
+                if plan.lives[root][0] >= first:
                     _poison(self._memory(ready, root)[: plan.sizes[root]])
                     self._guard(ready, root)[:] = _CANARY
-            self._threads.run(self._table_of(ready, index))
-            alive = [r for r in plan.offsets if plan.lives[r][0] <= index <= plan.lives[r][1]]
+            self._threads.run(self._table_of(ready, first, last))
             for root in (*alive, *kept):
-                if not (self._guard(ready, root) == _CANARY).all():
+                if first == last and not (self._guard(ready, root) == _CANARY).all():
                     raise MemoryDamage(
-                        f"step {index} ({step.label}) wrote past buffer {root} "
-                        f"({buffers[root].label or buffers[root].key})"
+                        f"step {first} ({self.program.steps[first].label}) wrote past buffer "
+                        f"{root} ({buffers[root].label or buffers[root].key})"
                     )
+
+    def _apart(self) -> list[tuple[int, int]]:
+        """Steps one by one, those of a loop together: first and last."""
+        found: list[tuple[int, int]] = []
+        outer = {loop.first: loop.last for loop in
+                 sorted(self.program.loops, key=lambda loop: loop.last - loop.first)}
+        index = 0
+        while index < len(self.program.steps):
+            found.append((index, outer.get(index, index)))
+            index = found[-1][1] + 1
+        return found
 
     def _guard(self, ready: _Ready, root: int) -> np.ndarray:
         return self._memory(ready, root)[ready.plan.sizes[root] :]

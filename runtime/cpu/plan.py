@@ -40,6 +40,8 @@ class Plan:
     arena_bytes: int
     arguments: tuple[tuple[tuple[str, int], ...], ...]  # per step: kind and number, or value
     single: tuple[bool, ...]
+    advances: tuple[tuple[tuple[int, int, int], ...], ...]  # per step: argument, loop, change
+    rounds: tuple[int, ...]  # of each loop
 
 
 def make_plan(program: Program, bindings: Mapping[str, int]) -> Plan:
@@ -55,12 +57,18 @@ def make_plan(program: Program, bindings: Mapping[str, int]) -> Plan:
         lives[root] = (min(first, buffer.first), max(last, buffer.last))
     temps = [i for i, buffer in enumerate(buffers) if roots[i] == i and buffer.kind == "temp"]
     offsets, total = place([Interval(sizes[i] + GUARD, *lives[i]) for i in temps])
+    rounds = tuple(evaluate(loop.count, bindings) for loop in program.loops)
+    starts = {loop.symbol: max(0, count - 1) if loop.backwards else 0
+              for loop, count in zip(program.loops, rounds, strict=True)}
+    begin = {**bindings, **starts}
     arguments = tuple(
-        tuple(_argument(kind, value, bindings) for kind, value in step.args)
+        tuple(_argument(kind, value, begin) for kind, value in step.args)
         for step in program.steps
     )
-    work = [evaluate(step.work, bindings) for step in program.steps]
-    small = SMALL_WORK if sum(work) >= SMALL_RUN else SMALL_RUN
+    advances = tuple(_advances(program, index, begin) for index in range(len(program.steps)))
+    work = [evaluate(step.work, begin) for step in program.steps]
+    whole = sum(amount * _times(program, rounds, index) for index, amount in enumerate(work))
+    small = SMALL_WORK if whole >= SMALL_RUN else SMALL_RUN
     single = tuple(amount < small for amount in work)
     return Plan(
         dict(bindings),
@@ -72,7 +80,35 @@ def make_plan(program: Program, bindings: Mapping[str, int]) -> Plan:
         total,
         arguments,
         single,
+        advances,
+        rounds,
     )
+
+
+def _advances(program: Program, index: int, begin: Mapping[str, int]
+              ) -> tuple[tuple[int, int, int], ...]:
+    """How a step's arguments change from round to round of the loops around it."""
+    found = []
+    around = [k for k, loop in enumerate(program.loops) if loop.first <= index <= loop.last]
+    for slot, (kind, size) in enumerate(program.steps[index].args if around else ()):
+        if kind != "size" or isinstance(size, int):
+            continue
+        for k in around:
+            loop = program.loops[k]
+            step = -1 if loop.backwards else 1
+            moved = {**begin, loop.symbol: begin[loop.symbol] + step}
+            change = evaluate(size, moved) - evaluate(size, begin)
+            if change:
+                found.append((slot, k, change))
+    return tuple(found)
+
+
+def _times(program: Program, rounds: Sequence[int], index: int) -> int:
+    """How often a step runs."""
+    times = 1
+    for loop, count in zip(program.loops, rounds, strict=True):
+        times *= count if loop.first <= index <= loop.last else 1
+    return times
 
 
 def nbytes(buffer: Buffer, shape: Sequence[int]) -> int:
