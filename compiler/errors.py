@@ -98,6 +98,7 @@ CODES: dict[str, str] = {
     "E414": "tie to an unknown parameter",
     "E415": "no such model",
     "E416": "bad option",
+    "E417": "cell and scan",
     "E501": "loss or metric is not a number",
     "E502": "unknown recipe setting",
     "E503": "bad recipe value",

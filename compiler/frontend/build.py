@@ -128,7 +128,10 @@ def build(module: Module, definition: Definition, call: ast.Call | None = None, 
     sink.raise_if_any()
     values = [(name, tensor.value) for name, tensor in outputs.items()]
     values += [(UPDATE + key, tensor.value) for key, tensor in ctx.updates.items()]
-    graph = ctx.builder.finish(values, ctx.rows)
+    live = ctx.builder.live([value for _, value in values])
+    rows = [row if row.result.node in live else ctx.spare.get(number, row)
+            for number, row in enumerate(ctx.rows)]
+    graph = ctx.builder.finish(values, rows)
     own = tuple(result.outputs) if isinstance(result, Result) else ()
     return Build(graph, own, inputs, tuple(objective.targets) if objective else ())
 
@@ -217,5 +220,9 @@ def _infer_targets(ev: Evaluator, expr: Any) -> None:
     name = expr.args[1].id
     type = first.type
     if expr.func.id in LABELLED:
-        type = TensorType((*first.shape[:1], *first.shape[2:]), "i32")
+        axis = next((ev.eval(word.value) for word in expr.kwargs if word.name.id == "axis"), 1)
+        if not isinstance(axis, int) or not -type.rank <= axis < type.rank:
+            return  # the operator says what is wrong
+        axis %= type.rank
+        type = TensorType((*first.shape[:axis], *first.shape[axis + 1:]), "i32")
     ev.scope.names[name] = Binding(_declare(ev, name, type), expr.args[1].span, "input")

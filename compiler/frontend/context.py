@@ -40,6 +40,7 @@ class Instance:
     called: Span | None = None
     segments: dict[int, str] = field(default_factory=dict)  # stage -> its path segment
     ties: dict[str, str] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)  # states before the step, in a cell
 
     @property
     def depth(self) -> int:
@@ -55,6 +56,7 @@ class Context:
         self.builder = Builder(name)
         self.m = GraphMath(self.builder)
         self.rows: list[Row] = []
+        self.spare: dict[int, Row] = {}  # by number, for a row whose result nobody reads
         self.params: dict[str, Tensor] = {}
         self.updates: dict[str, Tensor] = {}
         self.ties: dict[str, tuple[str, Span]] = {}  # parameter path -> the path it shares
@@ -66,7 +68,9 @@ class Context:
         self.evaluating: tuple[str, ...] = ()  # constants on the way to the one being evaluated
         self.circular: set[str] = set()  # constants already reported to need themselves
         self.built: set[Any] = set()  # the nodes of the definitions that were instantiated
+        self.step: Any = None  # that of the scan which is being built
         self.instantiate: Callable[..., Any] = _not_ready
+        self.scan: Callable[..., Any] = _not_ready
 
     # --- diagnostics ----------------------------------------------------------------------------
 

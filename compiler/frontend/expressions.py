@@ -11,13 +11,14 @@ from lamina.compiler.frontend.base import Base
 from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.values import (
     BROKEN,
-    UNSUPPORTED,
     Binding,
     Constant,
     Definition,
     Layer,
     OpRef,
     Result,
+    Scanned,
+    Scans,
     Tensor,
     describe,
     is_static,
@@ -96,6 +97,8 @@ class Expressions(Base):
         value = self.eval(expr.value)
         if value is BROKEN:
             return BROKEN
+        if isinstance(value, Scanned | Scans) and expr.name == "final":
+            return value.final
         if isinstance(value, Tensor) and expr.name == "T":
             return self._transposed(value, expr.span)
         if isinstance(value, Result):
@@ -133,7 +136,14 @@ class Expressions(Base):
                           help=did_you_mean(expr.name, known) or f"it has {', '.join(known)}")
 
     def _prev(self, expr: ast.Prev) -> Any:
-        return self.error("E902", UNSUPPORTED[ast.Prev], expr.span)
+        known = self.instance.before
+        if expr.name in known:
+            return known[expr.name]
+        states = ", ".join(f"`{name}`" for name in known)
+        return self.error("E417", f"no state here is named `{expr.name}`", expr.span,
+                          help=did_you_mean(expr.name, known) or
+                          (f"states: {states}" if states else "declare it: `state "
+                           f"{expr.name}: [B, size] = 0`"))
 
     def _subscript(self, expr: ast.Subscript) -> Any:
         value = self.eval(expr.value)

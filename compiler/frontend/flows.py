@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
@@ -10,13 +11,14 @@ from lamina.compiler.frontend.context import MAX_ROUNDS
 from lamina.compiler.frontend.naming import callee_name, segments
 from lamina.compiler.frontend.values import (
     BROKEN,
-    UNSUPPORTED,
     Binding,
     Builtin,
     Definition,
     Layer,
     OpRef,
     Result,
+    Scanned,
+    Scans,
     Scope,
     Tensor,
     describe,
@@ -58,14 +60,16 @@ class Flows(Calls):
         elif isinstance(body, (ast.Repeat, ast.For)):
             result = self._repeat(body, value, path)
         elif isinstance(body, ast.Scan):
-            return self.error("E902", UNSUPPORTED[ast.Scan], body.span)
+            if self._claimed(stage, path):
+                return BROKEN
+            result = self.ctx.scan(self, body, _piped(value), path)
         elif self._claimed(stage, path):
             return BROKEN
         else:
             result = self._apply_stage(body, _piped(value), path)
-        leaf = isinstance(body, (ast.As,))
-        if not isinstance(body, (ast.Name, ast.Call, ast.Attribute)) and not leaf:
-            self._row(path, type(body).__name__.lower(), result, body.span, False)
+        if not isinstance(body, (ast.Name, ast.Call, ast.Attribute, ast.As)):
+            self._row(path, type(body).__name__.lower(), result, body.span,
+                      isinstance(body, ast.Scan))
         return result
 
     def _claimed(self, stage: ast.Stage, path: str) -> bool:
@@ -83,10 +87,14 @@ class Flows(Calls):
 
     def _row(self, path: str, callee: str, result: Any, span: Span, leaf: bool) -> None:
         """Remember a layer for the layer table; inside the library nothing is listed."""
-        if isinstance(result, Result):
-            result = next(iter(result.outputs.values()), None)
+        final = result.final if isinstance(result, Scanned | Scans) else None
+        result = _first(result)
         if isinstance(result, Tensor) and not self.instance.definition.library:
             self.ctx.rows.append(Row(path, callee, result.value, span, leaf))
+            last = _first(final)
+            if isinstance(last, Tensor):  # of a scan perhaps nothing else is read
+                self.ctx.spare[len(self.ctx.rows) - 1] = replace(self.ctx.rows[-1],
+                                                                 result=last.value)
 
     def _apply_stage(self, body: Any, piped: list[Any], path: str) -> Any:
         if _mentions_hole(body):
@@ -148,9 +156,10 @@ class Flows(Calls):
 
     def _stage_definition(self, callee: Definition, body: Any, call: ast.Call | None,
                           piped: list[Any], path: str) -> Any:
-        if callee.kind == "cell":
-            return self.error("E902", f"`{callee.name}` is a cell; recurrent cells are not "
-                              "supported yet", body.span)
+        if callee.kind == "cell" and self.ctx.step is None:
+            return self.error("E417", f"`{callee.name}` is a cell: it runs over a sequence",
+                              body.span,
+                              help=f"write `x -> scan {body.span.text} over T`, T an axis of x")
         result = self.ctx.instantiate(self, callee, call, piped, path, body.span)
         self._row(path, callee.name, result, body.span, callee.library)
         return result
@@ -240,6 +249,13 @@ class Flows(Calls):
             rounds.append({t.id: Binding(v, t.span, "local")
                            for t, v in zip(body.targets, values, strict=True)})
         return rounds
+
+
+def _first(value: Any) -> Any:
+    """A tensor, or the first of several outputs."""
+    while isinstance(value, Result):
+        value = next(iter(value.outputs.values()), None)
+    return value
 
 
 def _mentions_hole(node: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import shapes
 from lamina.compiler.frontend.arguments import bind_arguments
+from lamina.compiler.frontend.cells import declare_memory, declare_state, run_scan
 from lamina.compiler.frontend.context import MAX_DEPTH, Context, Instance
 from lamina.compiler.frontend.evaluate import Evaluator
 from lamina.compiler.frontend.library import did_you_mean
@@ -15,7 +16,6 @@ from lamina.compiler.frontend.naming import segments
 from lamina.compiler.frontend.parameters import Body, declare_parameter, parameter_key
 from lamina.compiler.frontend.values import (
     BROKEN,
-    UNSUPPORTED,
     Binding,
     Definition,
     Layer,
@@ -155,11 +155,6 @@ def _model_input(body: Body, statement: ast.Input) -> Any:
     return Tensor(value, TensorType(shape, dtype), origins)
 
 
-def _state(body: Body, statement: ast.State | ast.Memory) -> None:
-    body.broken = True
-    body.ev.error("E902", UNSUPPORTED[ast.State], statement.span)
-
-
 def _shared(body: Body, statement: ast.Shared) -> None:
     name = statement.name
     path = parameter_key(body, name.id)
@@ -258,7 +253,11 @@ def _unpack(body: Body, statement: ast.Assign, value: Any) -> None:
 def _update(body: Body, name: ast.Name, value: Any) -> None:
     """An assignment to a buffer is its new value, kept after a training step."""
     key, old = body.buffers[name.id]
-    if isinstance(value, Tensor) and isinstance(old, Tensor):
+    if body.ctx.step is not None:
+        value = body.ctx.error("E417", "a cell cannot have running statistics, as batchnorm has",
+                               name.span, body.instance,
+                               help="use layernorm or groupnorm in a cell")
+    elif isinstance(value, Tensor) and isinstance(old, Tensor):
         if value.type != old.type:
             body.ev.error("E311", f"`{name.id}` is {old.type}, its new value {value.type}",
                           name.span)
@@ -311,15 +310,15 @@ def _output_help(value: Any) -> str | None:
 
 _STATEMENTS: dict[type, Callable[[Body, Any], None]] = {
     ast.Input: _input, ast.Param: declare_parameter, ast.Buffer: declare_parameter,
-    ast.State: _state, ast.Memory: _state, ast.Shared: _shared, ast.Tie: _tie, ast.Assert: _assert,
-    ast.Assign: _assign, ast.Output: _output,
+    ast.State: declare_state, ast.Memory: declare_memory, ast.Shared: _shared, ast.Tie: _tie,
+    ast.Assert: _assert, ast.Assign: _assign, ast.Output: _output,
 }
 
 
 def build_model(ctx: Context, definition: Definition,
                 call: ast.Call | None) -> tuple[Any, Instance]:
     """The model itself: its outputs as a Result (or BROKEN), and its instance."""
-    ctx.instantiate = instantiate
+    ctx.instantiate, ctx.scan = instantiate, run_scan
     span = definition.node.name.span if call is None else call.span
     instance = Instance(definition, Scope(definition.scope), "", None, span,
                         segments(definition.node.body))

@@ -88,10 +88,10 @@ class _Names:
         self.bound.add(statement.name.id)
 
     def _state(self, statement: ast.State | ast.Memory) -> None:
-        self.unsupported(statement)
         self._annotation(statement.annotation, True)
-        self._initial(statement.value)
-        self.bound.add(statement.name.id)
+        self.visit(statement.value)
+        if isinstance(statement, ast.Memory):
+            self.bound.add(statement.name.id)
 
     def _shared(self, statement: ast.Shared) -> None:
         self._lazily(statement.value)
@@ -182,7 +182,7 @@ class _Names:
         self.visit(expr.value)
 
     def _prev(self, expr: ast.Prev) -> None:
-        self.unsupported(expr)
+        """Only a build knows the states of a cell."""
 
     def _conditional(self, expr: ast.Conditional) -> None:
         self.visit(expr.condition)
@@ -242,7 +242,8 @@ class _Names:
 
     def _scan(self, body: ast.Scan) -> None:
         """Its condition speaks of the cell's outputs, which only a build knows."""
-        self.unsupported(body)
+        if body.until is not None:
+            self.error("E902", "`until` (decoding) is not supported yet", body.until.span)
         self.visit_all((body.cell, body.dim, body.limit,
                         *(binding.value for binding in body.bindings)))
 

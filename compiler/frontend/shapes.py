@@ -133,7 +133,7 @@ def match(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span: 
             wrong = True
         if not (called and ev.instance.definition.library):
             origins[axis] = _origin(ev, dim, actual, called)
-    return BROKEN if wrong else Tensor(tensor.value, tensor.type, tuple(origins))
+    return BROKEN if wrong else replace(tensor, origins=tuple(origins))
 
 
 def _align(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span: Span):

@@ -14,10 +14,6 @@ from lamina.compiler.syntax import ast
 
 # What is parsed and not yet built, and its message (E902).
 UNSUPPORTED: dict[type, str] = {
-    ast.State: "recurrent cells are not supported yet",
-    ast.Memory: "recurrent cells are not supported yet",
-    ast.Prev: "`prev` (recurrent cells) is not supported yet",
-    ast.Scan: "`scan` (recurrent cells) is not supported yet",
     ast.Call: "`choose` (decoding) is not supported yet",
     ast.Dim: "sizes that differ per example (`~`) are not supported yet",
 }
@@ -62,6 +58,20 @@ class Result:
     """The outputs of an instance with several outputs, by name."""
 
     outputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned(Tensor):
+    """What all steps of a scan hand out; `final` are its states after the last step."""
+
+    final: Result = field(default_factory=lambda: Result({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Scans(Result):
+    """The same of a cell with several outputs."""
+
+    final: Result = field(default_factory=lambda: Result({}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lamina.compiler.errors import Span
@@ -18,6 +18,7 @@ from lamina.compiler.ir.types import (
     divide_exactly,
     product,
 )
+from lamina.compiler.ops.control import SCAN
 from lamina.compiler.transform.expand import expand
 
 
@@ -224,18 +225,65 @@ def _size(node: Node) -> int:
     return count
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A node that multiplies: its multiply-accumulates in all, and how many operands it has that
+    need a gradient."""
+
+    node: Node
+    macs: Dim
+    wanted: int
+
+
+def products(graph: Graph, wanted: Collection[int] = (), times: Dim = 1) -> Iterator[Product]:
+    """Every product of an expanded graph, those of scans with all their steps.
+
+    `wanted` are nodes whose gradient is needed besides those that depend on trained parameters.
+    """
+    needed = set(wanted)
+    for node in graph.nodes:
+        if node.op.name == "param" and _trains(node):
+            needed.add(node.id)
+        operands = [value.node in needed for value in node.inputs]
+        if node.op is SCAN:
+            body, inner = _step_of(node, operands)
+            yield from products(body, inner, times * node.attributes["length"])
+            if inner:
+                needed.add(node.id)
+            continue
+        derived = any(operands) and node.type.dtype in FLOATS
+        if derived:
+            needed.add(node.id)
+        if node.op.macs is not None:
+            types = [graph.type(value) for value in node.inputs]
+            count = node.op.macs(node.type, *types, **node.attributes)
+            yield Product(node, count * times, sum(operands) if derived else 0)
+
+
+def _step_of(node: Node, operands: list[bool]) -> tuple[Graph, set[int]]:
+    """A scan's expanded body, and those of its inputs that need a gradient, states after all."""
+    assert node.body is not None
+    body, states = expanded(node.body), node.attributes["states"]
+    inputs = [body.inputs[f"x{index}"].node for index in range(len(operands))]
+    wanted = {key for key, want in zip(inputs, operands, strict=True) if want}
+    while True:
+        reached = set(wanted)
+        for one in body.nodes:
+            if any(value.node in reached for value in one.inputs):
+                reached.add(one.id)
+        carried = {inputs[k] for k, (_, value) in enumerate(body.outputs[:states])
+                   if value.node in reached}
+        if carried <= wanted:
+            return body, wanted
+        wanted |= carried
+
+
 def macs_by_path(graph: Graph) -> dict[str, Dim]:
     """Multiply-accumulates of the whole batch by instance path, of an expanded graph."""
     found: dict[str, Dim] = {}
-    for node in graph.nodes:
-        if node.op.macs is not None:
-            found[node.path] = found.get(node.path, 0) + _macs(graph, node)
+    for one in products(graph):
+        found[one.node.path] = found.get(one.node.path, 0) + one.macs
     return found
-
-
-def _macs(graph: Graph, node: Node) -> Dim:
-    assert node.op.macs is not None
-    return node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
 
 
 def backward_macs(graph: Graph) -> dict[str, Dim]:
@@ -246,17 +294,9 @@ def backward_macs(graph: Graph) -> dict[str, Dim]:
     layer costs twice its forward pass (by data and by weights), the first one once.
     """
     found: dict[str, Dim] = {}
-    needed: set[int] = set()
-    for node in graph.nodes:
-        if node.op.name == "param" and _trains(node):
-            needed.add(node.id)
-        operands = [value.node in needed for value in node.inputs]
-        if not any(operands) or node.type.dtype not in FLOATS:
-            continue
-        needed.add(node.id)
-        if node.op.macs is not None:
-            cost = _macs(graph, node) * sum(operands)
-            found[node.path] = found.get(node.path, 0) + cost
+    for one in products(graph):
+        if one.wanted:
+            found[one.node.path] = found.get(one.node.path, 0) + one.macs * one.wanted
     return found
 
 

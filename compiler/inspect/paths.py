@@ -130,8 +130,12 @@ def _follow(graph: Graph, start: Routes) -> Routes:
     layers = _layer_paths(graph)
     for node in graph.nodes:
         if any(value in routes for value in node.inputs):
-            routes[Value(node.id)] = _arriving(graph, node, routes, layers)
+            routes |= dict.fromkeys(_results(node), _arriving(graph, node, routes, layers))
     return routes
+
+
+def _results(node: Node) -> list[Value]:
+    return [Value(node.id, port) for port in range(len(node.outs))]
 
 
 def joined_places(graph: Graph, source: Value) -> dict[Value, Seen]:
@@ -149,8 +153,8 @@ def joined_places(graph: Graph, source: Value) -> dict[Value, Seen]:
             passage = _passage(graph, node)
             passed = [seen for index, value in enumerate(node.inputs) if value in found
                       for seen in passage(index, found[value])]
-            found[Value(node.id)] = tuple(_join_places(places)
-                                          for places in zip(*passed, strict=True))
+            joined = tuple(_join_places(places) for places in zip(*passed, strict=True))
+            found |= dict.fromkeys(_results(node), joined)
     if graph.type(source).rank != 3:
         return found
     length = _length(found[scope.result] for scope in graph.scopes if scope.result in found)

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamina.compiler.errors import Span
-from lamina.compiler.inspect.cost import batch_size, expanded, result_bytes, summarize
+from lamina.compiler.inspect.cost import (
+    Product,
+    batch_size,
+    expanded,
+    products,
+    result_bytes,
+    summarize,
+)
 from lamina.compiler.inspect.owners import owners as owners_of
 from lamina.compiler.inspect.owners import prefixes
 from lamina.compiler.inspect.receptive_field import Field, receptive_fields
@@ -245,42 +252,29 @@ def _with_bytes(boxes: list[Box]) -> list[Box]:
 
 def _work(graph: Graph, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """Multiply-accumulates per example, forward and backward, by instance path."""
-    trained = _trained(graph)
     found: dict[str, tuple[int, int]] = {}
-    for node in graph.nodes:
-        if node.op.macs is not None:
-            forward, backward = _macs(graph, node, trained, sizes)
-            before = found.get(node.path, (0, 0))
-            found[node.path] = (before[0] + forward, before[1] + backward)
+    for one in products(graph):
+        forward = _each(graph, one, sizes)
+        before = found.get(one.node.path, (0, 0))
+        found[one.node.path] = (before[0] + forward, before[1] + forward * one.wanted)
     return found
 
 
 def _direct(graph: Graph, owners: Mapping[int, str], sizes: Mapping[str, int]
             ) -> dict[str, tuple[int, int]]:
     """The same of operators that blocks apply themselves, by the path of their box."""
-    trained = _trained(graph)
-    return {owners[node.id]: _macs(graph, node, trained, sizes) for node in graph.nodes
-            if node.op.macs is not None and node.id in owners}
-
-
-def _trained(graph: Graph) -> set[int]:
-    """The nodes that depend on a parameter that is trained: gradients reach them."""
-    found: set[int] = set()
-    for node in graph.nodes:
-        if node.op.name == "param" and node.attributes["trainable"] \
-                or any(value.node in found for value in node.inputs):
-            found.add(node.id)
+    found: dict[str, tuple[int, int]] = {}
+    own = {id(node) for node in graph.nodes}
+    for one in products(graph):
+        if id(one.node) in own and one.node.id in owners:
+            forward = _each(graph, one, sizes)
+            found[owners[one.node.id]] = (forward, forward * one.wanted)
     return found
 
 
-def _macs(graph: Graph, node: Node, trained: set[int], sizes: Mapping[str, int]
-          ) -> tuple[int, int]:
-    """A product's work per example; each operand that needs a gradient costs as much again."""
-    assert node.op.macs is not None
-    total = node.op.macs(node.type, *(graph.type(v) for v in node.inputs), **node.attributes)
-    each = divide_exactly(total, batch_size(graph))
-    forward = _number(total if each is None else each, sizes)
-    return forward, forward * sum(value.node in trained for value in node.inputs)
+def _each(graph: Graph, one: Product, sizes: Mapping[str, int]) -> int:
+    each = divide_exactly(one.macs, batch_size(graph))
+    return _number(one.macs if each is None else each, sizes)
 
 
 def _fields(whole: Graph) -> dict[str, tuple[Field, ...]]:

@@ -112,18 +112,24 @@ class Builder:
         Inputs and parameters are kept even when unused, so that the interface stays as declared.
         """
         outputs = tuple(outputs)
-        live = {value.node for _, value in outputs}
-        for node in reversed(self._nodes):
-            if node.op.kind == "source" and node.op.name != "const" and keep_sources:
-                live.add(node.id)
-            if node.id in live:
-                live.update(value.node for value in node.inputs)
+        live = self.live([value for _, value in outputs], keep_sources)
         number = {old: new for new, old in enumerate(sorted(live))}
         nodes = [_renumber(self._nodes[old], number) for old in sorted(live)]
         kept = [Scope(s.path, s.callee, Value(number[s.result.node], s.result.port), s.span, s.leaf)
                 for s in scopes if s.result.node in number]
         return Graph(self.name, nodes,
                      ((name, Value(number[v.node], v.port)) for name, v in outputs), kept)
+
+
+    def live(self, outputs: Iterable[Value], keep_sources: bool = True) -> set[int]:
+        """The nodes that outputs need, and with `keep_sources` all inputs and parameters."""
+        live = {value.node for value in outputs}
+        for node in reversed(self._nodes):
+            if node.op.kind == "source" and node.op.name != "const" and keep_sources:
+                live.add(node.id)
+            if node.id in live:
+                live.update(value.node for value in node.inputs)
+        return live
 
 
 def _sharing_key(op: Op, inputs: tuple, frozen: tuple, body: Graph | None) -> tuple:

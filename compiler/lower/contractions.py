@@ -178,7 +178,8 @@ def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,
     values = {"source": b, "packed": packed, "base": b.offset, "groups": groups,
               "columns": columns, "n0": 1, "n1": 1, "n2": depth, "s_group": b.strides[0],
               "s_column": b.strides[2], "s0": 0, "s1": 0, "s2": b.strides[1]}
-    _run(low, contract.pack(tile), values, to_size(groups * floats), "pack")
+    with low.once(b, packed):
+        _run(low, contract.pack(tile), values, to_size(groups * floats), "pack")
     return packed, 0 if groups == 1 else floats
 
 
@@ -234,7 +235,8 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
     values = {"source": w, "packed": packed, "base": w.offset, "groups": groups,
               "columns": each, "n0": kh, "n1": kw, "n2": c, "s_group": each * s_out,
               "s_column": s_out, "s0": s_h, "s1": s_w, "s2": s_in}
-    _run(low, contract.pack(tile), values, to_size(floats), "pack")
+    with low.once(w, packed):
+        _run(low, contract.pack(tile), values, to_size(floats), "pack")
     return packed
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
-from lamina.compiler.ir.types import TensorType, to_size
+from lamina.compiler.ir.types import TensorType, symbols_of, to_size
 from lamina.compiler.lower import views
 from lamina.compiler.lower.emit_cpu import (
     Emitted,
@@ -48,13 +49,33 @@ class Lowering:
         self.targets: dict[Value, View] = {}  # where a value must be written
         self.indices: dict[tuple, int] = {}  # buffers of the winners of max pools
         self.loops: list[Loop] = []
+        self.ahead: list[Step] | None = None  # in a loop: steps that can run once, before it
+        self.steady: set[int] = set()  # buffers that no round of the loop changes
 
-    def within(self, body: Graph) -> Lowering:
-        """The lowering of a body, which adds to the same buffers and steps."""
+    def within(self, body: Graph, steady: Iterable[View]) -> Lowering:
+        """The lowering of a loop's body, which adds to the same buffers and steps.
+
+        `steady` lies still while the loop runs.
+        """
         inner = Lowering(body, self.vector_width)
         for name in ("buffers", "steps", "kernels", "sources", "place", "loops"):
             setattr(inner, name, getattr(self, name))
+        inner.ahead, inner.steady = [], self.steady | {view.buffer for view in steady}
         return inner
+
+    @contextmanager
+    def once(self, source: View, target: View) -> Iterator[None]:
+        """Steps made inside write `target` from `source` alone: where that lies still, once."""
+        moving = any(found.name.startswith("$") for found in symbols_of(source.offset))
+        if self.ahead is None or source.buffer not in self.steady or moving:
+            yield
+            return
+        steps, self.steps = self.steps, self.ahead
+        try:
+            yield
+        finally:
+            self.steps = steps
+        self.steady.add(target.buffer)
 
     # --- buffers and steps ----------------------------------------------------------------------
 
@@ -118,6 +139,8 @@ class Lowering:
         """Copy elements to new dense memory, or to `target`."""
         if target is None:
             target = self.fresh(TensorType(source.shape, source.dtype), "copy")
+            with self.once(source, target):
+                return self.copy(source, target)
         body = Builder("body")
         x = body.emit(REGISTRY["input"], (), {"name": "x0", "shape": source.shape,
                                               "dtype": source.dtype})

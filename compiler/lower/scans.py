@@ -30,7 +30,8 @@ def lower_scan(low: Lowering, node: Node, walk: Walk) -> None:
             for type in node.outs[:states]]
     for k, memory in enumerate(kept):
         low.copy(low.view(node.inputs[k]), entry(memory, count if backwards else 0))
-    inner = low.within(body)
+    after_sequences = node.inputs[states + attrs["sequences"]:]
+    inner = low.within(body, [low.view(value) for value in after_sequences])
     for k, value in enumerate(node.inputs):
         known = body.inputs[f"x{k}"]
         if k < states:
@@ -50,12 +51,14 @@ def lower_scan(low: Lowering, node: Node, walk: Walk) -> None:
             handed[-1] = low.fresh(node.outs[port])
             written.append((value, entry(handed[-1], now)))
     _aim(inner, written)
-    first = len(low.steps)
+    first, inner_loops = len(low.steps), len(low.loops)
     walk(inner)
     for value, place in written:
         source = inner.view(value)
         if source != place:
             low.copy(source, place)
+    _put_ahead(low, inner, first, inner_loops)
+    first += len(inner.ahead or ())
     if len(low.steps) > first:
         low.loops.append(Loop(first, len(low.steps) - 1, name, to_size(count), backwards))
     for k, memory in enumerate(kept):
@@ -69,6 +72,15 @@ def entry(view: View, index: Dim) -> View:
     """One entry of stacked memory."""
     return replace(view, shape=view.shape[1:], strides=view.strides[1:],
                    offset=view.offset + index * view.strides[0])
+
+
+def _put_ahead(low: Lowering, inner: Lowering, first: int, inner_loops: int) -> None:
+    """Steps that need to run only once go before the loop that begins at step `first`."""
+    ahead = inner.ahead or []
+    low.steps[first:first] = ahead
+    low.loops[inner_loops:] = [replace(loop, first=loop.first + len(ahead),
+                                       last=loop.last + len(ahead))
+                               for loop in low.loops[inner_loops:]]
 
 
 def _among_states(body: Graph, new: list[Value], value: Value, kept: list[View], count: Dim,

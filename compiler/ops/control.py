@@ -47,3 +47,9 @@ SCAN = primitive("scan", "control", infer=_infer_scan, arity=(0, -1), public=Fal
           attrs={"states": REQUIRED, "sequences": REQUIRED, "length": REQUIRED,
                  "backwards": False},
           doc="A cell run over a sequence, step by step; the body is one step.")
+
+
+# In place of what changes from step to step while a step is being built; never part of a graph.
+primitive("entry", "control", infer=lambda *, name, shape, dtype: TensorType(tuple(shape), dtype),
+          arity=(0, 0), attrs={"name": REQUIRED, "shape": REQUIRED, "dtype": "f32"}, public=False,
+          doc="What a step sees of a state or a sequence.")

@@ -1,0 +1,354 @@
+"""Cells run by `scan`: the step is built once, around entries, and cut out as a body.
+
+A step's nodes are emitted like any others, with an `entry` in place of every state and of what a
+step sees of a sequence. What depends on an entry is the body; all else that it reads (parameters,
+memories) is the same at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lamina.compiler.errors import Note, Span
+from lamina.compiler.frontend import shapes
+from lamina.compiler.frontend.context import Context
+from lamina.compiler.frontend.parameters import Body
+from lamina.compiler.frontend.values import (
+    BROKEN,
+    Binding,
+    Result,
+    Scanned,
+    Scans,
+    Tensor,
+    describe,
+)
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Value
+from lamina.compiler.ir.types import DTYPES, Dim, Expression, TensorType, shape_text
+from lamina.compiler.ops.control import SCAN
+from lamina.compiler.ops.define import REGISTRY, GraphMath
+from lamina.compiler.syntax import ast
+
+FREE = ("const", "iota")  # made anew in the body
+
+
+@dataclass
+class State:
+    """A state of the cell that is being built: before the first step, before and after a step."""
+
+    name: str
+    initial: Tensor
+    entry: Tensor
+    body: Body
+    statement: ast.State
+
+
+@dataclass
+class Step:
+    """The step of a scan that is being built at `path`; `given` are the values after `with`."""
+
+    path: str
+    given: Mapping[str, tuple[Tensor, Span]]
+    used: set[str] = field(default_factory=set)
+    states: list[State] = field(default_factory=list)
+
+    def relative(self, path: str) -> str:
+        """A path below the scan's."""
+        return path.removeprefix(self.path).removeprefix(".")
+
+
+def entry(ctx: Context, type: TensorType, origins: tuple = ()) -> Tensor:
+    """What a step sees of something that changes from step to step."""
+    attrs = {"name": f"entry{ctx.builder.count}", "shape": type.shape, "dtype": type.dtype}
+    return Tensor(ctx.builder.emit(REGISTRY["entry"], (), attrs), type, origins)
+
+
+def declare_state(body: Body, statement: ast.State) -> None:
+    """A state: its value before the first step, and `prev.NAME`."""
+    step, name = body.ctx.step, statement.name
+    if step is None:
+        return _outside(body, statement, "state")
+    given = step.given.get(step.relative(_path(body, name.id)))
+    if given is not None:
+        step.used.add(step.relative(_path(body, name.id)))
+    initial = _given(body, statement, given) if given else _initial(body, statement)
+    before: Any = BROKEN
+    if initial is not BROKEN:
+        with body.ctx.at(statement.span, body.instance):
+            before = entry(body.ctx, initial.type, initial.origins)
+        step.states.append(State(step.relative(_path(body, name.id)), initial, before, body,
+                                 statement))
+    else:
+        body.failed = True
+    body.instance.before[name.id] = before
+    return None
+
+
+def declare_memory(body: Body, statement: ast.Memory) -> None:
+    """A memory: a value from outside that every step sees."""
+    step, name = body.ctx.step, statement.name
+    if step is None:
+        return _outside(body, statement, "memory")
+    key = step.relative(_path(body, name.id))
+    given = step.given.get(key)
+    if given is None:
+        body.failed = True
+        body.ctx.error("E417", f"the memory `{key}` has no value", body.span, body.instance.parent,
+                       notes=[Note("declared here", statement.span)],
+                       help=f"give it one: `scan ... with ({key} = value)`")
+        return None
+    step.used.add(key)
+    value = _given(body, statement, given)
+    if value is BROKEN:
+        body.failed = True
+    body.instance.scope.names[name.id] = Binding(value, name.span, "input")
+    return None
+
+
+def _path(body: Body, name: str) -> str:
+    return f"{body.instance.path}.{name}" if body.instance.path else name
+
+
+def _outside(body: Body, statement: Any, what: str) -> None:
+    body.failed = True
+    body.ev.error("E417", f"a {what} belongs to a cell that `scan` runs", statement.span,
+                  help="run the cell: `x -> scan Name(...) over T`")
+
+
+def _given(body: Body, statement: ast.State | ast.Memory, given: tuple[Tensor, Span]) -> Any:
+    """A value after `with`, checked against the annotation."""
+    tensor, span = given
+    if not isinstance(statement.annotation, ast.TensorType):
+        return tensor
+    return shapes.match(body.ev, statement.annotation, tensor, f"`{statement.name.id}`", span,
+                        called=span)
+
+
+def _initial(body: Body, statement: ast.State) -> Any:
+    """The declared value before the first step, a number or a tensor, in the declared shape."""
+    name, annotation = statement.name, statement.annotation
+    if not isinstance(annotation, ast.TensorType):
+        return body.ev.error("E314", f"the state `{name.id}` needs a shape", statement.span,
+                             help=f"write `state {name.id}: [B, size] = 0`")
+    if statement.value is None:
+        return body.ev.error("E417", f"the state `{name.id}` has no value before the first step",
+                             statement.span, help=f"write `state {name.id}: "
+                             f"{annotation.span.text} = 0`, or give it with `with`")
+    dtype = annotation.dtype or "f32"
+    if dtype not in DTYPES:
+        return body.ev.unknown_dtype(annotation)
+    value = body.ev.eval(statement.value)
+    sizes = tuple(body.ev.size(dim.value) for dim in annotation.dims)
+    if value is BROKEN or any(size is BROKEN for size in sizes):
+        return BROKEN
+    if isinstance(value, Tensor):
+        return shapes.match(body.ev, annotation, value, f"`{name.id}`", statement.value.span)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return body.ev.error("E309", f"the state `{name.id}` starts from a number or a tensor, not "
+                             f"{describe(value)}", statement.value.span)
+    if dtype in ("i32", "i64") and not isinstance(value, int):
+        return body.ev.error("E313", f"the state `{name.id}` holds whole numbers, and starts from "
+                             f"{value}", statement.value.span, help="start it from a whole number")
+    m = body.ctx.m
+    with body.ctx.at(statement.span, body.instance):
+        start = m.broadcast_to(m.lift(value, dtype), shape=sizes).value
+    return body.ctx.tensor(start)
+
+
+# --- the scan -----------------------------------------------------------------------------------
+
+
+def axis_of(tensor: Tensor, length: Dim) -> int | None:
+    """The axis that a scan runs over: of several of this size the second, else the first."""
+    found = [axis for axis, size in enumerate(tensor.shape) if size == length]
+    return (1 if 1 in found else found[0]) if found else None
+
+
+def run_scan(ev: Any, body: ast.Scan, piped: list[Any], path: str) -> Any:
+    """The result of `scan Cell(...) over T`: what all steps hand out, and the final states."""
+    call = body.cell
+    cell = ev.eval(call.func if isinstance(call, ast.Call) else call)
+    length = ev.eval(body.dim)
+    if cell is BROKEN or length is BROKEN:
+        return BROKEN
+    if getattr(cell, "kind", "") != "cell":
+        return ev.error("E417", f"`scan` runs a cell; `{body.cell.func.span.text}` is "
+                        f"{describe(cell)}", body.cell.span,
+                        help="declare it with `cell` in place of `block`")
+    if body.until is not None:
+        return ev.error("E902", "`until` (decoding) is not supported yet", body.until.span)
+    if isinstance(length, bool) or not isinstance(length, (int, Expression)):
+        return ev.error("E317", f"`over` takes a size, not {describe(length)}", body.dim.span)
+    sequences = _sequences(ev, body, piped, length)
+    given = _bindings(ev, body)
+    if sequences is BROKEN or given is BROKEN:
+        return BROKEN
+    ctx = ev.ctx
+    outer, ctx.step = ctx.step, Step(path, given)
+    try:
+        return _built(ev, body, cell, sequences, length, ctx.step)
+    finally:
+        ctx.step = outer
+
+
+def _sequences(ev: Any, body: ast.Scan, piped: list[Any], length: Dim) -> Any:
+    """Each piped tensor with the axis that the scan runs over."""
+    found = []
+    for value in piped:
+        if not isinstance(value, Tensor):
+            return ev.error("E309", f"`scan` runs over tensors, not {describe(value)}", body.span)
+        axis = axis_of(value, length)
+        if axis is None:
+            return ev.error("E417", f"no axis of {shape_text(value.shape)} is `{body.dim.id}`"
+                            + (f" = {length}" if str(length) != body.dim.id else ""),
+                            body.dim.span, help="name the axis in an annotation, as in "
+                            "`x: [B, T, D]`, and run over `T`")
+        found.append((value, axis))
+    return found
+
+
+def _bindings(ev: Any, body: ast.Scan) -> Any:
+    given: dict[str, tuple[Tensor, Span]] = {}
+    for one in body.bindings:
+        value = ev.eval(one.value)
+        if value is BROKEN:
+            return BROKEN
+        if not isinstance(value, Tensor):
+            return ev.error("E309", f"`{'.'.join(one.path.parts)}` takes a tensor, not "
+                            f"{describe(value)}", one.value.span)
+        given[".".join(one.path.parts)] = (value, one.value.span)
+    return given
+
+
+def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int]], length: Dim,
+           step: Step) -> Any:
+    ctx = ev.ctx
+    m, stacked, entries = ctx.m, [], []
+    with ctx.builder.at(body.span, step.path):
+        for tensor, axis in sequences:
+            others = [a for a in range(len(tensor.shape)) if a != axis]
+            stacked.append(m.transpose(ctx.var(tensor), perm=(axis, *others)).value)
+            origins = tuple(tensor.origins[a] for a in others) if tensor.origins else ()
+            shape = tuple(tensor.shape[a] for a in others)
+            entries.append(entry(ctx, TensorType(shape, tensor.type.dtype), origins))
+    call = body.cell if isinstance(body.cell, ast.Call) else None
+    result = ctx.instantiate(ev, cell, call, list(entries), step.path, body.cell.span)
+    if result is BROKEN or not _complete(ev, body, step):
+        return BROKEN
+    outputs = dict(result.outputs) if isinstance(result, Result) else {"": result}
+    after = [_after(state) for state in step.states]
+    if any(value is BROKEN for value in (*after, *outputs.values())):
+        return BROKEN
+    marks = [state.entry.value for state in step.states] + [one.value for one in entries]
+    results = [one.value for one in (*after, *outputs.values())]
+    graph, captured = cut_out(ctx.builder, cell.name, marks, results)
+    operands = [*(state.initial.value for state in step.states), *stacked, *captured]
+    attrs = {"states": len(step.states), "sequences": len(stacked), "length": length,
+             "backwards": body.reverse}
+    with ctx.builder.at(body.span, step.path):
+        node = ctx.builder.emit(SCAN, operands, attrs, graph)
+        finals = {state.name: ctx.tensor(Value(node.node, k), state.initial.origins)
+                  for k, state in enumerate(step.states)}
+        place = sequences[0][1] if sequences else 0
+        handed = {name: _handed(ctx, Value(node.node, k), place)
+                  for k, name in enumerate(outputs, start=len(step.states))}
+    final = Result(_nested(finals))
+    if isinstance(result, Result):
+        return Scans(handed, final)
+    only = handed[""]
+    return Scanned(only.value, only.type, only.origins, final)
+
+
+def _handed(ctx: Context, value: Value, axis: int) -> Tensor:
+    """What all steps hand out, with the steps along the axis of what they read."""
+    rank = ctx.builder.type(value).rank
+    place = min(axis, rank - 1)
+    perm = (*range(1, place + 1), 0, *range(place + 1, rank))
+    return ctx.tensor(ctx.m.transpose(ctx.m.lift(value), perm=perm).value)
+
+
+def _nested(finals: Mapping[str, Tensor]) -> dict[str, Any]:
+    """States by name, those of cells within the cell as results of their own."""
+    found: dict[str, Any] = {}
+    for path, tensor in finals.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            inner = {k.partition(".")[2]: v for k, v in finals.items()
+                     if k.startswith(f"{name}.")}
+            found[name] = Result(_nested(inner))
+        else:
+            found[name] = tensor
+    return found
+
+
+def _complete(ev: Any, body: ast.Scan, step: Step) -> bool:
+    """Whether every value after `with` is used."""
+    for one in body.bindings:
+        name = ".".join(one.path.parts)
+        if name not in step.used:
+            known = ", ".join(f"`{state.name}`" for state in step.states) or "none"
+            ev.error("E417", f"the cell has no state and no memory `{name}`", one.path.span,
+                     help=f"its states: {known}")
+            return False
+    return True
+
+
+def _after(state: State) -> Any:
+    """A state's value after the step."""
+    name, body = state.statement.name, state.body
+    binding = body.instance.scope.names.get(name.id)
+    if binding is None:
+        return body.ev.error("E417", f"the state `{name.id}` gets no new value", name.span,
+                             help=f"write `{name.id} = ...` in the cell")
+    value = binding.value
+    if value is BROKEN:
+        return BROKEN
+    if not isinstance(value, Tensor) or value.type != state.initial.type:
+        got = str(value.type) if isinstance(value, Tensor) else describe(value)
+        return body.ev.error("E311", f"the state `{name.id}` is {state.initial.type} before a step "
+                             f"and {got} after it", binding.span or name.span,
+                             notes=[Note("declared here", state.statement.span)])
+    return value
+
+
+def cut_out(builder: Builder, name: str, entries: list[Value], results: list[Value]
+            ) -> tuple[Graph, list[Value]]:
+    """The body that computes `results` from `entries`, and what else it reads, in order.
+
+    Its inputs are x0, x1 ...: the entries, then what it reads.
+    """
+    depends = {value.node for value in entries}
+    needed: list[int] = []
+    for key in range(min(depends, default=builder.count), builder.count):
+        node = builder.node(Value(key))
+        if any(value.node in depends for value in node.inputs):
+            depends.add(key)
+    todo, seen = [value.node for value in results], set()
+    while todo:
+        key = todo.pop()
+        if key in seen or key not in depends:
+            continue
+        seen.add(key)
+        todo += [value.node for value in builder.node(Value(key)).inputs]
+    needed = sorted(seen - {value.node for value in entries})
+    read = [v for key in needed for v in builder.node(Value(key)).inputs] + results
+    captured = [v for v in dict.fromkeys(read)
+                if v.node not in depends and builder.node(v).op.name not in FREE]
+    inner = Builder(name)
+    m, values = GraphMath(inner), {}
+    for index, value in enumerate([*entries, *captured]):
+        values[value] = m.placeholder(index, builder.type(value)).value
+    for value in dict.fromkeys(read):
+        node = builder.node(value)
+        if value not in values and node.op.name in FREE:
+            values[value] = inner.emit(node.op, (), node.attributes)
+    for key in needed:
+        node = builder.node(Value(key))
+        with inner.at(node.span, node.path):
+            first = inner.emit(node.op, [values[v] for v in node.inputs], node.attributes,
+                               node.body)
+        for port in range(len(node.outs)):
+            values[Value(key, port)] = Value(first.node, port)
+    return inner.finish([(f"y{i}", values[v]) for i, v in enumerate(results)]), captured
