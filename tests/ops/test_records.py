@@ -16,6 +16,7 @@ from lamina.tests.ops.samples import COUNT, parse, samples
 NO_SAMPLES = {
     "input": "a source: its value is given", "param": "a source: its value is given",
     "const": "a source: its value is an attribute", "fused": "carries a body made by fusion",
+    "entry": "stands for a step's operand while a cell is built; never computed",
     "scan": "carries a body made by the language",
 }
 # Operators without PyTorch's opinion, and why.
