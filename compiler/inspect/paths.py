@@ -144,7 +144,7 @@ def joined_places(graph: Graph, source: Value) -> dict[Value, Seen]:
     Branches are joined where they meet, which takes a walk over the graph, however many paths.
     """
     axes = axes_of(graph.type(source))
-    found = {source: tuple(Place(FIRST, axis) for axis in axes)}
+    found: dict[Value, Seen] = {source: tuple(Place(FIRST, axis) for axis in axes)}
     for node in graph.nodes:
         met = [value for value in dict.fromkeys(node.inputs) if value in found]
         if len(met) == 1 and _keeps_all(graph, node, met[0]):

@@ -3,7 +3,9 @@
 Each system runs in its own process at the same threads; rounds are interleaved, and the figure is
 the ratio of medians (theirs / ours), with the least times beside. Cases: lenet (a training step of
 LeNet-5 at batch 64), lenet1 (its inference at batch 1), gemm (a 1024^3 matrix product against
-NumPy), conv (8x64x56x56, 3x3, 64 outputs, forward, against PyTorch's better layout).
+NumPy), conv (8x64x56x56, 3x3, 64 outputs, forward, against PyTorch's better layout), lstm and gru
+(a training step of a language model of two layers of 256, batch 32, 64 steps), cell (the same of an
+LSTM written by the user, against the same loop in PyTorch).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from collections.abc import Callable
 import numpy as np
 
 CASES = {"lenet": ("ours", "torch"), "lenet1": ("ours", "torch"), "gemm": ("ours", "numpy"),
-         "conv": ("ours", "torch", "torch-channels-last")}
+         "conv": ("ours", "torch", "torch-channels-last"), "lstm": ("ours", "torch"),
+         "gru": ("ours", "torch"), "cell": ("ours", "torch")}
 THREADS = int(os.environ.get("LAMINA_THREADS", "2"))
 ROUNDS = 15
 SECONDS = 0.3  # of work a round
@@ -202,11 +205,102 @@ def _conv_torch(system: str) -> Callable[[], object]:
     return forward
 
 
+# --- recurrent networks -------------------------------------------------------------------------
+
+WORDS, WIDTH, SENTENCES, STEPS = 100, 256, 32, 64
+CELL = """cell Mine(hidden: int) {
+  input x: [B, D]
+  state h: [B, hidden] = 0
+  state c: [B, hidden] = 0
+  param W: [D + hidden, 4 * hidden] = glorot()
+  param b: [4 * hidden]             = 0
+  z = (x, prev.h) -> concat(axis=-1)
+  i, f, g, o = split(z @ W + b, 4, axis=-1)
+  c = sigmoid(f + 1) * prev.c + sigmoid(i) * tanh(g)
+  h = sigmoid(o) * tanh(c)
+  output h
+}
+"""
+
+
+def _words() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    ids, label = rng.integers(0, WORDS, (2, SENTENCES, STEPS)).astype(np.int32)
+    return ids, label
+
+
+def _recurrent_ours(layers: str) -> Callable[[str], Callable[[], object]]:
+    def make(_: str) -> Callable[[], object]:
+        from lamina.api import loads, parse_expression
+        from lamina.compiler.frontend.build import Objective
+        from lamina.compiler.transform.training import Rule, training_step
+
+        net = loads(f"{CELL}\nmodel LM {{\n  input ids: i32[B, T]\n  output logits = ids -> "
+                    f"embed({WORDS}, {WIDTH}) -> {layers} -> linear({WORDS})\n}}\n").LM()
+        loss = parse_expression("cross_entropy(logits, label, axis=-1)")
+        step = training_step(net.build(True, Objective(loss)).graph, Rule("sgd"))
+        ids, label = _words()
+        return _ours(step, {"ids": ids, "label": label, "lr": np.float32(0.01),
+                            "step": np.float32(1)})
+
+    return make
+
+
+def _recurrent_torch(kind: str) -> Callable[[str], Callable[[], object]]:
+    def make(_: str) -> Callable[[], object]:
+        import torch
+        from torch import nn
+
+        class Cell(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.both = nn.Linear(2 * WIDTH, 4 * WIDTH)
+
+            def forward(self, x):
+                h = c = x.new_zeros(x.shape[0], WIDTH)
+                found = []
+                for step in range(x.shape[1]):
+                    gates = self.both(torch.cat([x[:, step], h], -1))
+                    i, f, g, o = gates.chunk(4, -1)
+                    c = (f + 1).sigmoid() * c + i.sigmoid() * g.tanh()
+                    h = o.sigmoid() * c.tanh()
+                    found.append(h)
+                return torch.stack(found, 1), None
+
+        torch.set_num_threads(THREADS)
+        body = nn.ModuleList([Cell(), Cell()] if kind == "cell" else
+                             [getattr(nn, kind)(WIDTH, WIDTH, 2, batch_first=True)])
+        table, head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
+        net = nn.ModuleList([table, body, head])
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        ids, label = (torch.tensor(one).long() for one in _words())
+
+        def step():
+            optimizer.zero_grad()
+            x = table(ids)
+            for layer in body:
+                x, _ = layer(x)
+            loss = nn.functional.cross_entropy(head(x).flatten(0, 1), label.flatten())
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+    return make
+
+
 _MAKERS: dict[tuple[str, str], Callable[[str], Callable[[], object]]] = {
     ("lenet", "ours"): _lenet_ours, ("lenet", "torch"): _lenet_torch,
     ("lenet1", "ours"): _lenet1_ours, ("lenet1", "torch"): _lenet1_torch,
     ("gemm", "ours"): _gemm_ours, ("gemm", "numpy"): _gemm_numpy,
     ("conv", "ours"): _conv_ours, ("conv", "torch"): _conv_torch,
+    ("lstm", "ours"): _recurrent_ours(f"lstm({WIDTH}, layers=2)"),
+    ("lstm", "torch"): _recurrent_torch("LSTM"),
+    ("gru", "ours"): _recurrent_ours(f"gru({WIDTH}, layers=2)"),
+    ("gru", "torch"): _recurrent_torch("GRU"),
+    ("cell", "ours"): _recurrent_ours(" -> ".join([f"scan Mine({WIDTH}) over T"] * 2)),
+    ("cell", "torch"): _recurrent_torch("cell"),
 }
 
 if __name__ == "__main__":
