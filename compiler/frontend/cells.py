@@ -14,9 +14,10 @@ from typing import Any
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import shapes
 from lamina.compiler.frontend.context import Context
-from lamina.compiler.frontend.parameters import Body
+from lamina.compiler.frontend.parameters import Body, parameter_key
 from lamina.compiler.frontend.values import (
     BROKEN,
+    UNSUPPORTED,
     Binding,
     Result,
     Scanned,
@@ -27,11 +28,9 @@ from lamina.compiler.frontend.values import (
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Value
 from lamina.compiler.ir.types import DTYPES, Dim, Expression, TensorType, shape_text
-from lamina.compiler.ops.control import SCAN
-from lamina.compiler.ops.define import REGISTRY, GraphMath
+from lamina.compiler.ops.control import FREE, SCAN, make_body
+from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.syntax import ast
-
-FREE = ("const", "iota")  # made anew in the body
 
 
 @dataclass
@@ -70,16 +69,16 @@ def declare_state(body: Body, statement: ast.State) -> None:
     step, name = body.ctx.step, statement.name
     if step is None:
         return _outside(body, statement, "state")
-    given = step.given.get(step.relative(_path(body, name.id)))
+    key = step.relative(parameter_key(body, name.id))
+    given = step.given.get(key)
     if given is not None:
-        step.used.add(step.relative(_path(body, name.id)))
+        step.used.add(key)
     initial = _given(body, statement, given) if given else _initial(body, statement)
     before: Any = BROKEN
     if initial is not BROKEN:
         with body.ctx.at(statement.span, body.instance):
             before = entry(body.ctx, initial.type, initial.origins)
-        step.states.append(State(step.relative(_path(body, name.id)), initial, before, body,
-                                 statement))
+        step.states.append(State(key, initial, before, body, statement))
     else:
         body.failed = True
     body.instance.before[name.id] = before
@@ -91,7 +90,7 @@ def declare_memory(body: Body, statement: ast.Memory) -> None:
     step, name = body.ctx.step, statement.name
     if step is None:
         return _outside(body, statement, "memory")
-    key = step.relative(_path(body, name.id))
+    key = step.relative(parameter_key(body, name.id))
     given = step.given.get(key)
     if given is None:
         body.failed = True
@@ -105,10 +104,6 @@ def declare_memory(body: Body, statement: ast.Memory) -> None:
         body.failed = True
     body.instance.scope.names[name.id] = Binding(value, name.span, "input")
     return None
-
-
-def _path(body: Body, name: str) -> str:
-    return f"{body.instance.path}.{name}" if body.instance.path else name
 
 
 def _outside(body: Body, statement: Any, what: str) -> None:
@@ -168,8 +163,7 @@ def axis_of(tensor: Tensor, length: Dim) -> int | None:
 
 def run_scan(ev: Any, body: ast.Scan, piped: list[Any], path: str) -> Any:
     """The result of `scan Cell(...) over T`: what all steps hand out, and the final states."""
-    call = body.cell
-    cell = ev.eval(call.func if isinstance(call, ast.Call) else call)
+    cell = ev.eval(body.cell.func)
     length = ev.eval(body.dim)
     if cell is BROKEN or length is BROKEN:
         return BROKEN
@@ -178,7 +172,7 @@ def run_scan(ev: Any, body: ast.Scan, piped: list[Any], path: str) -> Any:
                         f"{describe(cell)}", body.cell.span,
                         help="declare it with `cell` in place of `block`")
     if body.until is not None:
-        return ev.error("E902", "`until` (decoding) is not supported yet", body.until.span)
+        return ev.error("E902", UNSUPPORTED[ast.Scan], body.until.span)
     if isinstance(length, bool) or not isinstance(length, (int, Expression)):
         return ev.error("E317", f"`over` takes a size, not {describe(length)}", body.dim.span)
     sequences = _sequences(ev, body, piped, length)
@@ -233,8 +227,7 @@ def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int
             origins = tuple(tensor.origins[a] for a in others) if tensor.origins else ()
             shape = tuple(tensor.shape[a] for a in others)
             entries.append(entry(ctx, TensorType(shape, tensor.type.dtype), origins))
-    call = body.cell if isinstance(body.cell, ast.Call) else None
-    result = ctx.instantiate(ev, cell, call, list(entries), step.path, body.cell.span)
+    result = ctx.instantiate(ev, cell, body.cell, list(entries), step.path, body.cell.span)
     if result is BROKEN or not _complete(ev, body, step):
         return BROKEN
     outputs = dict(result.outputs) if isinstance(result, Result) else {"": result}
@@ -320,35 +313,20 @@ def cut_out(builder: Builder, name: str, entries: list[Value], results: list[Val
     Its inputs are x0, x1 ...: the entries, then what it reads.
     """
     depends = {value.node for value in entries}
-    needed: list[int] = []
     for key in range(min(depends, default=builder.count), builder.count):
-        node = builder.node(Value(key))
-        if any(value.node in depends for value in node.inputs):
+        if any(value.node in depends for value in builder.node(Value(key)).inputs):
             depends.add(key)
-    todo, seen = [value.node for value in results], set()
+    captured: dict[Value, None] = {}
+    todo, seen = list(results), set()
     while todo:
-        key = todo.pop()
-        if key in seen or key not in depends:
-            continue
-        seen.add(key)
-        todo += [value.node for value in builder.node(Value(key)).inputs]
-    needed = sorted(seen - {value.node for value in entries})
-    read = [v for key in needed for v in builder.node(Value(key)).inputs] + results
-    captured = [v for v in dict.fromkeys(read)
-                if v.node not in depends and builder.node(v).op.name not in FREE]
-    inner = Builder(name)
-    m, values = GraphMath(inner), {}
-    for index, value in enumerate([*entries, *captured]):
-        values[value] = m.placeholder(index, builder.type(value)).value
-    for value in dict.fromkeys(read):
+        value = todo.pop()
         node = builder.node(value)
-        if value not in values and node.op.name in FREE:
-            values[value] = inner.emit(node.op, (), node.attributes)
-    for key in needed:
-        node = builder.node(Value(key))
-        with inner.at(node.span, node.path):
-            first = inner.emit(node.op, [values[v] for v in node.inputs], node.attributes,
-                               node.body)
-        for port in range(len(node.outs)):
-            values[Value(key, port)] = Value(first.node, port)
-    return inner.finish([(f"y{i}", values[v]) for i, v in enumerate(results)]), captured
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.node in depends:
+            todo += reversed(node.inputs)
+        elif node.op.name not in FREE:
+            captured[value] = None
+    order = sorted(captured)
+    return make_body(builder, name, [*entries, *order], results), order

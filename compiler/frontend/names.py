@@ -243,7 +243,7 @@ class _Names:
     def _scan(self, body: ast.Scan) -> None:
         """Its condition speaks of the cell's outputs, which only a build knows."""
         if body.until is not None:
-            self.error("E902", "`until` (decoding) is not supported yet", body.until.span)
+            self.error("E902", UNSUPPORTED[ast.Scan], body.until.span)
         self.visit_all((body.cell, body.dim, body.limit,
                         *(binding.value for binding in body.bindings)))
 

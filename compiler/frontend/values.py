@@ -15,6 +15,7 @@ from lamina.compiler.syntax import ast
 # What is parsed and not yet built, and its message (E902).
 UNSUPPORTED: dict[type, str] = {
     ast.Call: "`choose` (decoding) is not supported yet",
+    ast.Scan: "`until` (decoding) is not supported yet",
     ast.Dim: "sizes that differ per example (`~`) are not supported yet",
 }
 

@@ -16,15 +16,15 @@ from lamina.compiler.inspect.cost import (
     Product,
     batch_size,
     expanded,
+    per_example,
     products,
     result_bytes,
     summarize,
 )
 from lamina.compiler.inspect.owners import owners as owners_of
 from lamina.compiler.inspect.owners import prefixes
-from lamina.compiler.inspect.receptive_field import Field, receptive_fields
 from lamina.compiler.ir.graph import Graph, Node, Scope, Value
-from lamina.compiler.ir.types import Dim, divide_exactly, product, substitute
+from lamina.compiler.ir.types import Dim, product, substitute
 
 BORDER = -1  # the end of an edge that runs to the border of its block
 ROOT = 0  # the box of the whole model
@@ -61,7 +61,6 @@ class Box:
     macs: int = 0
     backward: int = 0
     bytes: int = 0
-    fields: tuple[Field, ...] = ()
     line: int = 0
     source: str = ""
     times: int = 1
@@ -199,10 +198,9 @@ def _number(value: Dim, sizes: Mapping[str, int]) -> int:
 
 def _counted(graph: Graph, boxes: list[Box], owners: Mapping[int, str],
              sizes: Mapping[str, int]) -> list[Box]:
-    """The boxes with parameters, multiply-accumulates and fields; blocks with their sums."""
+    """The boxes with parameters and multiply-accumulates; blocks with their sums."""
     whole = expanded(graph)
     work = _sums(_work(whole, sizes))
-    fields = _fields(whole)
     direct = _direct(graph, owners, sizes)
     held_bytes = result_bytes(graph, owners)
     rows = {row.path: row for row in summarize(graph, whole).layers}
@@ -222,8 +220,7 @@ def _counted(graph: Graph, boxes: list[Box], owners: Mapping[int, str],
         elif box.kind != "block":
             held, (forward, backward) = 0, direct.get(box.path, (0, 0))
         found.append(replace(box, parameters=held, macs=forward, backward=backward,
-                             bytes=_number(held_bytes.get(box.path, 0), sizes),
-                             fields=fields.get(box.path, ())))
+                             bytes=_number(held_bytes.get(box.path, 0), sizes)))
     return _with_bytes(found)
 
 
@@ -273,14 +270,7 @@ def _direct(graph: Graph, owners: Mapping[int, str], sizes: Mapping[str, int]
 
 
 def _each(graph: Graph, one: Product, sizes: Mapping[str, int]) -> int:
-    each = divide_exactly(one.macs, batch_size(graph))
-    return _number(one.macs if each is None else each, sizes)
-
-
-def _fields(whole: Graph) -> dict[str, tuple[Field, ...]]:
-    fields = receptive_fields(whole)
-    return {scope.path: fields[scope.result] for scope in reversed(whole.scopes)
-            if scope.result in fields}
+    return _number(per_example(one.macs, batch_size(graph)), sizes)
 
 
 # --- edges --------------------------------------------------------------------------------------

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from lamina.compiler.ir.graph import Graph
+from collections.abc import Sequence
+
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Value
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import Dim, TensorType
-from lamina.compiler.ops.define import primitive
+from lamina.compiler.ops.define import GraphMath, primitive
+
+FREE = ("const", "iota")  # cheap enough to repeat inside every body that reads them
 
 
 def _infer_fused(body: Graph, *types: TensorType, pattern: str) -> tuple[TensorType, ...]:
@@ -53,3 +58,29 @@ SCAN = primitive("scan", "control", infer=_infer_scan, arity=(0, -1), public=Fal
 primitive("entry", "control", infer=lambda *, name, shape, dtype: TensorType(tuple(shape), dtype),
           arity=(0, 0), attrs={"name": REQUIRED, "shape": REQUIRED, "dtype": "f32"}, public=False,
           doc="What a step sees of a state or a sequence.")
+
+
+def make_body(source: Graph | Builder, name: str, inputs: Sequence[Value],
+              results: Sequence[Value]) -> Graph:
+    """The body that computes `results` of `source`, as y0, y1 ..., from `inputs`, x0, x1 ...
+
+    Everything between them goes into the body.
+    """
+    builder = Builder(name)
+    m, values = GraphMath(builder), {}
+    for index, value in enumerate(inputs):
+        values[value] = m.placeholder(index, source.type(value)).value
+    todo, needed = list(results), set()
+    while todo:
+        value = todo.pop()
+        if value not in values and value.node not in needed:
+            needed.add(value.node)
+            todo += source.node(value).inputs
+    for key in sorted(needed):
+        node = source.node(Value(key))
+        with builder.at(node.span, node.path):
+            first = builder.emit(node.op, [values[v] for v in node.inputs], node.attributes,
+                                 node.body)
+        for port in range(len(node.outs)):
+            values.setdefault(Value(key, port), Value(first.node, port))
+    return builder.finish([(f"y{i}", values[value]) for i, value in enumerate(results)])

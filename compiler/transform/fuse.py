@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim
+from lamina.compiler.ops.control import FREE
 from lamina.compiler.ops.define import REGISTRY
 
 ANCHORS = ("matmul", "conv2d", "avg_pool2d", "avg_pool2d_grad")  # elementwise work may follow
-FREE = ("const", "iota")  # cheap enough to repeat inside every group that reads them
 CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "less_equal",
          "greater", "greater_equal", "equal", "not_equal", "cast")  # rather repeated than stored
 MAX_NODES = 48

@@ -14,7 +14,7 @@ from lamina.compiler.ops.control import SCAN
 from lamina.compiler.transform.decompose import decompose
 from lamina.compiler.transform.fuse import fuse
 from lamina.compiler.transform.layout import channels_last
-from lamina.compiler.transform.scans import leave_loops
+from lamina.compiler.transform.scans import has_scans, leave_loops
 from lamina.compiler.transform.simplify import simplify
 
 
@@ -41,9 +41,7 @@ def in_scans(run: Callable[[Graph], Graph]) -> Callable[[Graph], Graph]:
         return tuple(Value(first.node, port) for port in range(len(node.outs)))
 
     def whole(graph: Graph) -> Graph:
-        if any(node.op is SCAN for node in graph.nodes):
-            graph = rewrite(graph, rule)
-        return run(graph)
+        return run(rewrite(graph, rule) if has_scans(graph) else graph)
 
     return whole
 

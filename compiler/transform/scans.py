@@ -14,7 +14,7 @@ from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import copy_into, rewrite
 from lamina.compiler.ir.types import FLOATS, Dim
-from lamina.compiler.ops.control import SCAN
+from lamina.compiler.ops.control import FREE, SCAN, make_body
 from lamina.compiler.ops.define import GraphMath, Var
 from lamina.compiler.transform.batch import (
     Operand,
@@ -25,7 +25,10 @@ from lamina.compiler.transform.batch import (
 )
 from lamina.compiler.transform.expand import expand_all
 
-FREE = ("const", "iota")  # made anew wherever they are read
+
+def has_scans(graph: Graph) -> bool:
+    """Whether there is anything to do here: most networks have no scan."""
+    return any(node.op is SCAN for node in graph.nodes)
 
 
 def leave_loops(graph: Graph) -> Graph:
@@ -40,7 +43,7 @@ def leave_loops(graph: Graph) -> Graph:
         found = emit_scan(m, body, [Var(m, value) for value in inputs], node.attributes)
         return tuple(var.value for var in found)
 
-    return rewrite(graph, rule)
+    return rewrite(graph, rule) if has_scans(graph) else graph
 
 
 def split_products(body: Graph, states: int) -> Graph:
@@ -199,32 +202,15 @@ class _Division:
         handed = [value for value in self._crossing() if value not in self.outside]
         if not self.states and not handed:
             return []
-        inner = Builder(self.body.name)
-        values: dict[Value, Value] = {}
-        given: list[Var] = []
+        after = self.results[:self.states]
         inside = [self.body.node(key) for key in sorted(self.loop)]
-        read = [*dict.fromkeys(v for node in inside for v in node.inputs), *self.results]
-        for i, value in enumerate(self.carried):
-            self._declare(inner, values, given, value, self.operands[i])
-        wanted = [v for v in dict.fromkeys(read) if v.node in self.early
-                  and self.body.node(v).op.name not in FREE
-                  and (v.node in {x.node for n in inside for x in n.inputs}
-                       or v in self.results[:self.states])]
-        sequences = [v for v in wanted if self.at_all(v).stacked]
-        for value in [*sequences, *(v for v in wanted if v not in sequences)]:
-            self._declare(inner, values, given, value, self.at_all(value).var)
-        for node in inside:
-            for value in node.inputs:
-                self._free(inner, values, value)
-            with inner.at(node.span, node.path):
-                first = inner.emit(node.op, [values[v] for v in node.inputs], node.attributes,
-                                   node.body)
-            for port in range(len(node.outs)):
-                values[Value(node.id, port)] = Value(first.node, port)
-        for value in self.results[:self.states]:
-            self._free(inner, values, value)
-        results = [*self.results[:self.states], *handed]
-        body = inner.finish([(f"y{i}", values[value]) for i, value in enumerate(results)])
+        read = dict.fromkeys([*(v for node in inside for v in node.inputs), *after])
+        early = [v for v in read if v.node in self.early
+                 and self.body.node(v).op.name not in FREE]
+        sequences = [v for v in early if self.at_all(v).stacked]
+        outer = [*sequences, *(v for v in early if v not in sequences)]
+        given = [*self.operands[:self.states], *(self.at_all(v).var for v in outer)]
+        body = make_body(self.body, self.body.name, [*self.carried, *outer], [*after, *handed])
         attrs = {**self.attrs, "sequences": len(sequences)}
         scan = self.m.builder.emit(SCAN, [x.value for x in given], attrs, body)
         for port, value in enumerate(handed, start=self.states):
@@ -246,17 +232,6 @@ class _Division:
             elif value.node not in self.early:
                 todo += self.body.node(value).inputs
         return list(found)
-
-    def _declare(self, inner: Builder, values: dict[Value, Value], given: list[Var], value: Value,
-                 var: Var) -> None:
-        type = self.body.type(value)
-        values[value] = GraphMath(inner).placeholder(len(given), type).value
-        given.append(var)
-
-    def _free(self, inner: Builder, values: dict[Value, Value], value: Value) -> None:
-        node = self.body.node(value)
-        if value not in values and node.op.name in FREE:
-            values[value] = inner.emit(node.op, (), node.attributes)
 
     def at_all(self, value: Value) -> Operand:
         """A value of the body outside of the loop, for all steps."""
@@ -357,7 +332,7 @@ def keep_residuals(graph: Graph, differentiate: Differentiate) -> Graph:
         scan = builder.emit(SCAN, inputs, node.attributes, inner.finish(named))
         return tuple(Value(scan.node, port) for port in range(len(node.outs)))
 
-    return rewrite(graph, rule)
+    return rewrite(graph, rule) if has_scans(graph) else graph
 
 
 def gradient(m: GraphMath, node: Node, operands: Sequence[Var], results: Sequence[Var],
@@ -451,18 +426,5 @@ class _Backward:
 
     def body(self) -> Graph:
         """One step of the gradient: cotangents, what it reads, then gradients as outputs."""
-        builder = Builder(self.forward.name)
-        m, values = GraphMath(builder), {}
         order = [*self.seeds, *(self.values[v] for v in (*self.stacked, *self.constant))]
-        for index, value in enumerate(order):
-            values[value] = m.placeholder(index, self.joint.type(value)).value
-        for value in self._read():
-            if value in values:
-                continue
-            node = self.joint.node(value)
-            with builder.at(node.span, node.path):
-                first = builder.emit(node.op, [values[v] for v in node.inputs], node.attributes,
-                                     node.body)
-            for port in range(len(node.outs)):
-                values[Value(node.id, port)] = Value(first.node, port)
-        return builder.finish([(f"y{i}", values[value]) for i, value in enumerate(self.grads)])
+        return make_body(self.joint, self.forward.name, order, self.grads)

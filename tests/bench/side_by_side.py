@@ -208,19 +208,6 @@ def _conv_torch(system: str) -> Callable[[], object]:
 # --- recurrent networks -------------------------------------------------------------------------
 
 WORDS, WIDTH, SENTENCES, STEPS = 100, 256, 32, 64
-CELL = """cell Mine(hidden: int) {
-  input x: [B, D]
-  state h: [B, hidden] = 0
-  state c: [B, hidden] = 0
-  param W: [D + hidden, 4 * hidden] = glorot()
-  param b: [4 * hidden]             = 0
-  z = (x, prev.h) -> concat(axis=-1)
-  i, f, g, o = split(z @ W + b, 4, axis=-1)
-  c = sigmoid(f + 1) * prev.c + sigmoid(i) * tanh(g)
-  h = sigmoid(o) * tanh(c)
-  output h
-}
-"""
 
 
 def _words() -> tuple[np.ndarray, np.ndarray]:
@@ -234,8 +221,9 @@ def _recurrent_ours(layers: str) -> Callable[[str], Callable[[], object]]:
         from lamina.api import loads, parse_expression
         from lamina.compiler.frontend.build import Objective
         from lamina.compiler.transform.training import Rule, training_step
+        from lamina.tests.frontend.test_cells import LSTM
 
-        net = loads(f"{CELL}\nmodel LM {{\n  input ids: i32[B, T]\n  output logits = ids -> "
+        net = loads(f"{LSTM}\nmodel LM {{\n  input ids: i32[B, T]\n  output logits = ids -> "
                     f"embed({WORDS}, {WIDTH}) -> {layers} -> linear({WORDS})\n}}\n").LM()
         loss = parse_expression("cross_entropy(logits, label, axis=-1)")
         step = training_step(net.build(True, Objective(loss)).graph, Rule("sgd"))
@@ -299,7 +287,7 @@ _MAKERS: dict[tuple[str, str], Callable[[str], Callable[[], object]]] = {
     ("lstm", "torch"): _recurrent_torch("LSTM"),
     ("gru", "ours"): _recurrent_ours(f"gru({WIDTH}, layers=2)"),
     ("gru", "torch"): _recurrent_torch("GRU"),
-    ("cell", "ours"): _recurrent_ours(" -> ".join([f"scan Mine({WIDTH}) over T"] * 2)),
+    ("cell", "ours"): _recurrent_ours(" -> ".join([f"scan LSTM({WIDTH}) over T"] * 2)),
     ("cell", "torch"): _recurrent_torch("cell"),
 }
 
