@@ -82,14 +82,8 @@ def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
             if isinstance(part, dict):
                 names |= dict.fromkeys(name for name, value in part.items()
                                        if isinstance(value, float))
-    names.pop("seconds", None)
     lr = ["lr"] if "lr" in names else []
-    names.pop("lr", None)
-    return [name for name in names if _known(name)] + lr
-
-
-def _known(name: str) -> bool:
-    return name not in ("best", "per_second", "seconds")
+    return [name for name in names if name not in ("seconds", "lr")] + lr
 
 
 def _curve(axes: Any, records: Sequence[dict[str, Any]], name: str, kind: str, style: str,
