@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
@@ -29,6 +29,7 @@ from lamina.compiler.frontend.build import (
     find_model,
     settings_call,
 )
+from lamina.compiler.frontend.decoding import DECODED, FINAL
 from lamina.compiler.frontend.library import (
     Module,
     find_file,
@@ -53,10 +54,11 @@ from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
 from lamina.runtime.data.stage import Stage as DataStage
+from lamina.runtime.decoding import Parts, Policy, decode
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
-from lamina.runtime.padding import pad_inputs
+from lamina.runtime.padding import LENGTHS, pad_inputs
 from lamina.runtime.program import Program
 
 Runner = Executor | Interpreter
@@ -219,6 +221,25 @@ class Net:
         """
         return Run(self.build(train).graph, _options(target, threads))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a scan of the model chooses tokens, so that it can be decoded."""
+        return self._decoding.decoder is not None
+
+    @cached_property
+    def _decoding(self) -> Build:
+        return build(self.module, self.definition, self.call, sizes=self.sizes, decoding=True)
+
+    def decoder(self, target: str = "cpu", threads: int | None = None) -> Decoding:
+        """A function of weights and inputs that chooses the tokens itself, step by step.
+
+        `decode(weights, src=[[4, 8, 2]], policy=Policy("beam"))`. Raises ValueError for a model
+        without `choose`.
+        """
+        if not self.chooses:
+            raise ValueError(f"{self.definition.name} has no scan that uses `choose`")
+        return Decoding(self._decoding, _options(target, threads))
+
     def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
                        train: bool = True) -> Gradient:
         """A function that gives the loss and its gradient by every trained parameter.
@@ -331,6 +352,51 @@ class Gradient(Run):
         """(loss, gradients by path)."""
         outputs = super().__call__(weights, **inputs)
         return outputs["loss"], {key: outputs[f"grad:{key}"] for key in self.keys}
+
+
+class Decoding:
+    """A compiled decoding scan: what comes before it, its step, and what comes after."""
+
+    def __init__(self, made: Build, options: Options):
+        decoder = made.decoder
+        assert decoder is not None
+        self.decoder = decoder
+        self.first, self.step, self.last = (
+            Run(graph, options) for graph in (decoder.first, decoder.step, made.graph))
+        self.rest = Run(decoder.rest, options) if decoder.rest is not None else None
+
+    @property
+    def inputs(self) -> dict[str, TensorType]:
+        """What is to be given, by name: without the tokens that are chosen."""
+        runs = (self.first, self.last)
+        found = {name: run.graph.type(value) for run in runs
+                 for name, value in run.graph.inputs.items()}
+        own = (DECODED, FINAL)
+        return {name: type for name, type in found.items()
+                if not name.startswith(own) and name != self.decoder.length + LENGTHS}
+
+    def __call__(self, weights: Mapping[str, np.ndarray], policy: Policy = Policy(),  # noqa: B008
+                 limit: int = 0, prompt: Sequence[Sequence[int]] = (), **inputs: Any
+                 ) -> dict[str, np.ndarray]:
+        """Outputs by name, "lengths" (steps of each example) and "score" (log-probability).
+
+        `limit` is a number of steps in place of the scan's own, `prompt` the tokens that each
+        example begins with. Raises ValueError or KeyError for what does not fit.
+        """
+        parts, made = self.decoder, {}
+        for name, run in (("first", self.first), ("step", self.step), ("rest", self.rest)):
+            made[name] = (lambda given, run=run: run(weights, **given)) if run else None
+        padded = pad_inputs({name: _sizes(type) for name, type in self.inputs.items()}, inputs)
+        first = {name: padded[name] for name in self.first.graph.inputs if name in padded}
+        found = decode(Parts(made["first"], made["step"], made["rest"], parts.read, parts.states,
+                             parts.outputs, parts.axes, parts.stop, parts.repeated, parts.limit),
+                       first, policy, limit, prompt)
+        given = {DECODED + key: value for key, value in found.outputs.items()}
+        given |= {FINAL + key: value for key, value in found.finals.items()}
+        given |= {parts.length + LENGTHS: found.lengths, **padded}
+        given = {name: value for name, value in given.items() if name in self.last.graph.inputs}
+        outputs = self.last(weights, **given)
+        return {**outputs, "lengths": found.lengths, "score": found.scores}
 
 
 # --- recipes ------------------------------------------------------------------------------------
