@@ -52,6 +52,7 @@ from lamina.compiler.transform.training import Rule, trainable, training_step
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
+from lamina.runtime.data.feeding import RAGGED
 from lamina.runtime.data.stage import Stage as DataStage
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
@@ -406,7 +407,15 @@ class Training:
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
             valid=_pipeline(recipe, "valid"), seed=recipe.seed,
             metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
-            folder=str(_data_folder(self.module)), version=version(), truth=self._truth())
+            folder=str(_data_folder(self.module)), version=version(), truth=self._truth(),
+            weigh=self._weigh())
+
+    def _weigh(self) -> str:
+        """The input of lengths along a target's ragged size, whose tokens figures are means of."""
+        graph = self.forward.graph
+        sizes = [f"{size}{RAGGED}" for name in self.forward.targets
+                 for size in _input(graph, name).shape]
+        return next((size for size in sizes if size in graph.inputs), "")
 
     def _truth(self) -> tuple[str, str] | None:
         """The targets that hold a detector's true boxes [B, M, 4] and their kinds [B, M]."""

@@ -12,19 +12,13 @@ import numpy as np
 
 from lamina.api import Net, Runner, Training, make_runner
 from lamina.commands.layered import chosen
-from lamina.commands.training import read_weights, weights_file
+from lamina.commands.training import read_state, read_weights, weights_file
 from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.options import Options
-from lamina.runtime.checkpoint import CheckpointError, State, load, write_durable
-from lamina.runtime.data.dataset import (
-    Dataset,
-    Input,
-    closed_data,
-    match_fields,
-    open_data,
-    outside,
-)
+from lamina.runtime.checkpoint import State, write_durable
+from lamina.runtime.data.dataset import Dataset, Input, closed_data, open_data
 from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.feeding import match_fields, outside
 from lamina.runtime.data.pairs import Pairs
 from lamina.runtime.data.pictures import Pictures, decode, encode_boxes, encode_mask
 from lamina.runtime.data.sources import Arrays, Source
@@ -234,7 +228,7 @@ def as_json(one: Prediction) -> dict[str, Any]:
 
 def _open(net: Net, training: Training | None, options: Options, weights: Path) -> _Model:
     params = read_weights(net.init() if training is None else training.initial(), weights)
-    state, graph = _state(weights_file(weights)), net.graph
+    state, graph = read_state(weights_file(weights)), net.graph
     job = None if training is None else training.job()
     stages = () if job is None else job.valid or job.train
     data = _no_data(net.fed) if job is None else _data(stages, Path(job.folder), state)
@@ -259,18 +253,10 @@ def _no_data(inputs: Sequence[Input]) -> Dataset:
     return Dataset(Arrays({entry.key: np.zeros(0, np.float32) for entry in inputs}))
 
 
-def _state(path: Path) -> State | None:
-    """The state of a run's checkpoint; None for plain weights."""
-    try:
-        return load(path).state
-    except CheckpointError:
-        return None
-
-
 def _data(stages: Sequence[Stage], folder: Path, state: State | None) -> Dataset:
     """The recipe's data; its transforms alone where it is gone and a checkpoint knows the rest."""
     try:
-        return open_data(stages, folder)
+        return open_data(stages, folder, vocabularies=state.vocabularies if state else None)
     except DataError as error:
         if state is None or error.code not in _ABSENT:
             raise
