@@ -30,7 +30,8 @@ def read_lines(path: Path, limit: int = LIMIT) -> list[str]:
         why = reason(error) if isinstance(error, OSError) else show(error)
         raise DataError("E602", f"cannot read {show(path)}: {why}") from None
     text = _decoded(path, data).removeprefix(_MARK)
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]  # what follows the last line's end is no line
 
 
 def full_lines(path: Path) -> Iterator[tuple[int, str]]:

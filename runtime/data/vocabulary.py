@@ -130,7 +130,7 @@ def check_coding(name: str, coding: object) -> str:
     if is_coding(coding):
         return str(coding)
     error = bad(name, 'a coding, as "words"', coding)
-    error.help = did_you_mean(str(coding)[:64], CODINGS)
+    error.help = f"there are: {', '.join(CODINGS)}"
     raise error
 
 

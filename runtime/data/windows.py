@@ -115,7 +115,7 @@ def long_text(file: str, coding: str = "chars", window: int = 64, pattern: str =
     """
     making, length = check_text(coding, window, pattern, size, least, lower)
     path = _folder / text("file", file)
-    whole_text = "\n".join("\n".join(read_lines(one)) for one in _files(path, pattern))
+    whole_text = "\n".join(line for one in _files(path, pattern) for line in read_lines(one))
     vocabulary = None
     if coding == "bpe":
         lines = whole_text.splitlines(keepends=True)
