@@ -152,13 +152,18 @@ def evaluate(
     """
     if params is not None:
         give(eval_runner, eval_runner.get_params(), params, "the weights")
-    folder, known = Path(job.folder), vocabularies
-    if not known and holds_texts(job.train):
-        known = open_data(job.train, folder, job.seed).vocabularies
-    data = open_data(stages or job.valid, folder, job.seed, known)
+    known = vocabularies or trained_vocabularies(job)
+    data = open_data(stages or job.valid, Path(job.folder), job.seed, known)
     plan = feed(data, job.inputs)
     require_classes(data, classes)
     return _averages(job, eval_runner, Batches(data, job.batch), plan, {}) or {}
+
+
+def trained_vocabularies(job: Job) -> Mapping[str, Vocabulary]:
+    """The vocabularies of a job's training data, which is opened where it holds texts."""
+    if not holds_texts(job.train):
+        return {}
+    return open_data(job.train, Path(job.folder), job.seed).vocabularies
 
 
 @dataclass(slots=True)

@@ -226,7 +226,7 @@ def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0,
     raw = undivided(source)
     if isinstance(raw, Texts | LongText):
         _at_line(first, lambda: require_same_coding(raw.makings, given))
-        source, found = raw.coded(chosen_of(source), given, _marks(stages))
+        source, found = raw.coded(chosen_of(source), given, marks_of(stages))
     notes = []
     for stage in _named(stages, "longest"):
         source, told = _at_line(stage, partial(leave_out, source, call(stage, check_longest)))
@@ -243,7 +243,7 @@ def _named(stages: Sequence[Stage], *names: str) -> list[Stage]:
     return [stage for stage in stages[1:] if stage.name in names]
 
 
-def _marks(stages: Sequence[Stage]) -> dict[str, tuple[bool, bool]]:
+def marks_of(stages: Sequence[Stage]) -> dict[str, tuple[bool, bool]]:
     """Which fields get <bos> and <eos>."""
     marked = [(stage.name, call(stage, check_mark)) for stage in _named(stages, *MARKS)]
     return {key: (("bos", key) in marked, ("eos", key) in marked) for _, key in marked}
