@@ -26,7 +26,7 @@ from lamina.runtime.data.source import Source
 from lamina.runtime.data.sources import SOURCES, check_source, closed_source, source_fields
 from lamina.runtime.data.split import check_split, chosen_of, split_source, undivided
 from lamina.runtime.data.stage import Stage, call, check_call
-from lamina.runtime.data.texts import CHECKS, Texts
+from lamina.runtime.data.texts import CHECKS, Texts, field_codings
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
     Draw,
@@ -271,20 +271,20 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
                         + did_you_mean("", SOURCES).removeprefix("there are: "))
     if len(stages) > MAX_STAGES:
         raise DataError("E613", f"a data pipeline has at most {MAX_STAGES} calls")
-    for index, stage in enumerate(stages):
-        check_stage(stage, index == 0)
-    first = stages[0]
-    arguments = check_call(first, SOURCES[first.name], folder=Path()).arguments
-    codings = arguments.get("fields", {}) if first.name in CHECKS else {}
-    for stage in _named(stages, *MARKS):
-        _at_line(stage, partial(check_marked, stage.name, call(stage, check_mark), codings))
-    return source_fields(first.name, arguments)
+    first, *rest = stages
+    check_stage(first)
+    for stage in rest:
+        check_stage(stage, first)
+    return source_fields(first.name, check_call(first, SOURCES[first.name]).arguments)
 
 
-def check_stage(stage: Stage, first: bool) -> None:
-    """Raise DataError for a wrong call: the first of a pipeline is a source, no other is."""
-    if not first:
-        _check_transform(stage)
+def check_stage(stage: Stage, source: Stage | None = None) -> None:
+    """Raise DataError for a wrong call: the first of a pipeline is a source, no other is.
+
+    `source` is the pipeline's source, for all calls but the first.
+    """
+    if source is not None:
+        _check_transform(stage, source)
         return
     if stage.name not in SOURCES:
         _not_a_source(stage)
@@ -301,8 +301,11 @@ def _at_line(stage: Stage, action: Callable[[], Any]) -> Any:
         raise
 
 
-def _check_transform(stage: Stage) -> None:
-    if stage.name in _CHECKS:
+def _check_transform(stage: Stage, source: Stage) -> None:
+    if stage.name in MARKS:
+        codings = field_codings(source.kwargs) if source.name in CHECKS else {}
+        _at_line(stage, partial(check_marked, stage.name, call(stage, check_mark), codings))
+    elif stage.name in _CHECKS:
         call(stage, _CHECKS[stage.name])
     elif stage.name in TRANSFORMS:
         call(stage, TRANSFORMS[stage.name])

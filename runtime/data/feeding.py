@@ -266,9 +266,10 @@ def _check_vocabulary(vocabulary: Vocabulary, name: str, limit: int) -> None:
     if vocabulary.closed:
         raise DataError("E610", f"`{show(name)}` has {count:,} labels, the model {limit:,}",
                         f"write {count} in the model")
+    fewer = "" if vocabulary.merges else \
+        f", or keep the most frequent in the data: size={limit}"
     raise DataError("E610", f"the vocabulary of `{show(name)}` has {count:,} entries, the model's "
-                    f"table {limit:,}", f"write {count} in the model, or keep the most frequent in "
-                    f"the data: size={limit}")
+                    f"table {limit:,}", f"write {count} in the model{fewer}")
 
 
 def _check_count(count: int, limit: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +10,16 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
-from lamina.runtime.data.stage import bad, text, truth, whole
+from lamina.runtime.data.stage import bad, text, whole
 from lamina.runtime.data.vocabulary import (
     BOS,
-    CLOSED,
     EOS,
-    MOST,
-    SPECIAL,
     Item,
     Making,
     Vocabulary,
     check_coding,
+    check_making,
+    is_coding,
 )
 from lamina.runtime.errors import show
 
@@ -222,12 +221,10 @@ def check_tsv(fields: Mapping[str, object], columns: object = None, size: object
     if not fields:
         raise DataError("E608", 'a text needs at least one field, as in words="words"')
     codings = [check_coding(key, value) for key, value in fields.items()]
-    sizes = _each("size", 0 if size is None else size, len(fields), 0 if size is None else
-                  len(SPECIAL) + 1, MOST)
-    leasts = _each("least", least, len(fields), 1, 1 << 31)
-    small = truth("lower", lower)
-    makings = {key: Making(coding, *bounds, small and coding not in CLOSED) for key, coding, *bounds
-               in zip(fields, codings, sizes, leasts, strict=True)}
+    sizes = _each("size", 0 if size is None else size, len(fields))
+    leasts = _each("least", least, len(fields))
+    makings = {key: check_making(coding, most, few, lower)
+               for key, coding, most, few in zip(fields, codings, sizes, leasts, strict=True)}
     if columns is None:
         return makings, tuple(range(len(fields)))
     if not isinstance(columns, list | tuple) or len(columns) != len(fields):
@@ -249,13 +246,18 @@ def check_conll(fields: Mapping[str, object], columns: object = None, size: obje
 CHECKS: dict[str, Callable] = {"tsv": check_tsv, "conll": check_conll}
 
 
-def _each(name: str, value: object, count: int, least: int, most: int) -> list[int]:
-    """A whole number for each field, from one number for all or a list."""
+def field_codings(settings: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """The codings of the fields among the settings of a call of a source."""
+    return {key: str(value) for key, value in settings if key != "file" and is_coding(value)}
+
+
+def _each(name: str, value: object, count: int) -> Sequence[object]:
+    """A value for each field, from one for all or a list."""
     if not isinstance(value, list | tuple):
-        return [whole(name, value, least, most)] * count
+        return [value] * count
     if len(value) != count:
         raise bad(name, f"a number, or a list of one for each of the {count} fields", value)
-    return [whole(name, one, least, most) for one in value]
+    return value
 
 
 def _cell(path: Path, number: int, cells: Sequence[str], column: int, field: str) -> str:

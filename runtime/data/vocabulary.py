@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.stage import bad
+from lamina.runtime.data.stage import bad, truth, whole
 from lamina.runtime.errors import did_you_mean, show
 
 UNKNOWN, BOS, EOS = 0, 1, 2  # 0 also fills what is padded
@@ -116,6 +116,15 @@ class Making:
             raise DataError("E605", f"there are {len(kept):,} different tokens; a vocabulary has "
                             f"at most {MOST:,} entries", "keep the most frequent: size=50000")
         return Vocabulary(self.coding, (*SPECIAL, *kept[:room]), self.lower)
+
+
+def check_making(coding: str, size: object, least: object, lower: object) -> Making:
+    """How a field's vocabulary is made; `size` 0 keeps all. Raises DataError E608."""
+    few = len(SPECIAL) + (BYTES if coding == "bpe" else 1)
+    most = size if size == 0 and not isinstance(size, bool) else whole("size", size, few, MOST)
+    assert isinstance(most, int)
+    small = truth("lower", lower) and coding not in CLOSED
+    return Making(coding, most, whole("least", least, 1, 1 << 31), small)
 
 
 def is_coding(coding: object) -> bool:

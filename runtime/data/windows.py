@@ -15,14 +15,13 @@ from lamina.runtime.data.idx import missing
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
 from lamina.runtime.data.source import Arrays
 from lamina.runtime.data.split import Subset
-from lamina.runtime.data.stage import bad, text, truth, whole
+from lamina.runtime.data.stage import bad, text, whole
 from lamina.runtime.data.vocabulary import (
-    MOST,
-    SPECIAL,
     UNKNOWN,
     Making,
     Vocabulary,
     check_coding,
+    check_making,
     tokens_of,
 )
 from lamina.runtime.errors import did_you_mean, show
@@ -142,8 +141,7 @@ def check_text(coding: object = "chars", window: object = 64, pattern: object = 
                   coding)
     if ".." in Path(text("pattern", pattern)).parts or Path(str(pattern)).is_absolute():
         raise bad("pattern", 'a pattern of names within the folder, as "*.txt"', pattern)
-    most = 0 if size is None else whole("size", size, len(SPECIAL) + 1, MOST)
-    making = Making(chosen, most, whole("least", least, 1, 1 << 31), truth("lower", lower))
+    making = check_making(chosen, 0 if size is None else size, least, lower)
     return making, whole("window", window, 1, 1 << 20)
 
 

@@ -263,11 +263,11 @@ def test_unknown_codings(coding):
 
 @pytest.mark.parametrize("options", [
     {"size": 3}, {"size": [5]}, {"size": True}, {"least": 0}, {"least": [1, 2, 3]}, {"lower": 1},
-    {"columns": [0, "a"]}])
+    {"columns": [0, "a"]}, {"tgt": "bpe", "size": [50, 258]}])
 def test_bad_options(options):
     """As all arguments: E608 without opening the file."""
-    assert error_of(check_stages, [stage("tsv", "a", src="words", tgt="words", **options)]
-                    ).code == "E608"
+    assert error_of(check_stages, [stage("tsv", "a", **{"src": "words", "tgt": "words",
+                                                          **options})]).code == "E608"
 
 
 def test_labels_outside_are_an_error_that_names_the_line(write, tmp_path):
