@@ -12,6 +12,7 @@ import numpy as np
 
 from lamina.runtime.data.dataset import Dataset
 from lamina.runtime.data.sequences import cut_batches
+from lamina.runtime.data.source import Rows
 from lamina.runtime.errors import show
 
 DEPTH = 4  # batches prepared ahead
@@ -27,7 +28,7 @@ class Batch:
     epoch: int
     position: int
     indices: np.ndarray
-    arrays: dict[str, np.ndarray | list[np.ndarray]]
+    arrays: dict[str, Rows]
 
     @property
     def size(self) -> int:

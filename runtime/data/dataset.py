@@ -22,7 +22,7 @@ from lamina.runtime.data.sequences import (
     leave_out,
     require_room,
 )
-from lamina.runtime.data.source import Source
+from lamina.runtime.data.source import Rows, Source
 from lamina.runtime.data.sources import SOURCES, check_source, closed_source, source_fields
 from lamina.runtime.data.split import check_split, chosen_of, split_source, undivided
 from lamina.runtime.data.stage import Stage, call, check_call
@@ -111,8 +111,7 @@ class Dataset:
             return shuffled_order(len(self), self.seed, epoch)
         return np.arange(len(self))
 
-    def fetch(self, indices: np.ndarray, epoch: int = 0
-              ) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def fetch(self, indices: np.ndarray, epoch: int = 0) -> dict[str, Rows]:
         """Examples by field, float32 or int32 with the batch first; a list of texts that differ in
         length.
 
@@ -130,7 +129,7 @@ class Dataset:
             error.line = error.line or self.mixing.line
             raise
 
-    def _transformed(self, indices: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    def _transformed(self, indices: np.ndarray, epoch: int) -> dict[str, Rows]:
         fields = self.source.read(indices)
         first = self.fields[0]
         moved = {first: _even(fields[first])}

@@ -13,6 +13,7 @@ from lamina.runtime.data.mixing import one_hot
 from lamina.runtime.data.pairs import MASK, Pairs
 from lamina.runtime.data.pictures import Pictures
 from lamina.runtime.data.sequences import pad
+from lamina.runtime.data.source import Rows
 from lamina.runtime.data.split import undivided
 from lamina.runtime.data.vocabulary import Vocabulary
 from lamina.runtime.errors import did_you_mean, show
@@ -21,7 +22,6 @@ RAGGED = "~"  # at the end of an input's name: it takes the lengths along a size
 _FIELDS = ("image", "label")
 _DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64,
            "bool": np.bool_}
-_Rows = np.ndarray | list[np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Feed:
     classes: int = 0
     ragged: tuple[int, ...] = ()
 
-    def take(self, arrays: Mapping[str, _Rows]) -> np.ndarray:
+    def take(self, arrays: Mapping[str, Rows]) -> np.ndarray:
         """The input's array from a batch's fields."""
         value = arrays[self.field]
         value = pad(value, self.ragged) if self.ragged else np.asarray(value)
@@ -58,7 +58,7 @@ class Lengths:
         """The field that is measured."""
         return self.axes[0][0]
 
-    def take(self, arrays: Mapping[str, _Rows]) -> np.ndarray:
+    def take(self, arrays: Mapping[str, Rows]) -> np.ndarray:
         """The lengths of a batch's examples. Raises DataError E609 where fields differ."""
         found = [np.array([row.shape[axis] for row in arrays[field]], np.int32)
                  for field, axis in self.axes]

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+Rows = np.ndarray | list[np.ndarray]  # a field of some examples; a list where sizes differ
+
 
 class Source(Protocol):
     """Examples by index. Pictures are uint8 or float32 [N, C, H, W], labels int32 [N]."""
@@ -33,7 +35,7 @@ class Source(Protocol):
         """Where an example lies, for messages."""
         ...
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def read(self, indices: np.ndarray) -> dict[str, Rows]:
         """Examples by field; a list where sizes differ."""
         ...
 
@@ -71,7 +73,7 @@ class Arrays:
         """Where an example lies."""
         return f"example {index} of {self.place}"
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def read(self, indices: np.ndarray) -> dict[str, Rows]:
         """Copies of the rows."""
         return {key: array[indices] for key, array in self.arrays.items()}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
+from lamina.runtime.data.source import Rows
 from lamina.runtime.data.stage import bad, text, whole
 from lamina.runtime.data.vocabulary import (
     BOS,
@@ -72,7 +73,7 @@ class Coded:
         """The line of an example."""
         return f"line {self.lines[index]} of {self.place}"
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def read(self, indices: np.ndarray) -> dict[str, Rows]:
         """Examples by field."""
         return {key: column[indices] for key, column in self.columns.items()}
 
@@ -113,7 +114,7 @@ class Texts:
         """The line of an example."""
         return f"line {self.lines[index]} of {self.place}"
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def read(self, indices: np.ndarray) -> dict[str, Rows]:
         """Texts have no numbers before they are coded. Raises DataError E611."""
         raise DataError("E611", f"the texts of {self.place} are not coded yet")
 

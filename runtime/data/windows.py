@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
-from lamina.runtime.data.source import Arrays
+from lamina.runtime.data.source import Arrays, Rows
 from lamina.runtime.data.split import Subset
 from lamina.runtime.data.stage import bad, text, whole
 from lamina.runtime.data.vocabulary import (
@@ -64,7 +64,7 @@ class LongText:
         """The number of a window."""
         return f"window {index} of {self.place}"
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def read(self, indices: np.ndarray) -> dict[str, Rows]:
         """A text has no numbers before it is coded. Raises DataError E611."""
         raise DataError("E611", f"the text of {self.place} is not coded yet")
 
