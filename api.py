@@ -57,6 +57,7 @@ from lamina.runtime.data.stage import Stage as DataStage
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
+from lamina.runtime.padding import pad_inputs
 from lamina.runtime.program import Program
 
 Runner = Executor | Interpreter
@@ -264,9 +265,14 @@ class Run:
         self.limits = index_limits(graph)
 
     def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises ValueError or KeyError for what does not fit."""
+        """Outputs by name. Raises ValueError or KeyError for what does not fit.
+
+        An input with a size `S~` may be a list of arrays of different lengths; a padded array
+        takes its lengths as the input "S~", and without counts as a whole.
+        """
         _require_weights(self.graph, weights)
-        typed = {name: np.asarray(value) for name, value in inputs.items()}
+        shapes = {name: _sizes(self.graph.type(value)) for name, value in self.graph.inputs.items()}
+        typed = pad_inputs(shapes, inputs)
         _require_inputs(self.graph, typed)
         typed = {name: _as_index(name, value, self.graph, self.limits.get(name, 0))
                  for name, value in typed.items()}
@@ -451,10 +457,15 @@ def _written(call: recipes.Call) -> str:
 
 def _input(graph: Graph, name: str) -> Input:
     type = graph.type(graph.inputs[name])
-    shape = tuple(size if isinstance(size, (int, str)) else str(size)
-                  for size in map(to_size, type.shape))
+    shape = _sizes(type)
     limit = _classes(graph, name) if type.dtype in ("i32", "i64") else 0
     return Input(name, type.dtype, shape, limit)
+
+
+def _sizes(type: TensorType) -> tuple[int | str, ...]:
+    """A shape as plain data: numbers and names."""
+    return tuple(size if isinstance(size, (int, str)) else str(size)
+                 for size in map(to_size, type.shape))
 
 
 def index_limits(graph: Graph) -> dict[str, int]:

@@ -99,6 +99,7 @@ CODES: dict[str, str] = {
     "E415": "no such model",
     "E416": "bad option",
     "E417": "cell and scan",
+    "E418": "size that differs from example to example",
     "E501": "loss or metric is not a number",
     "E502": "unknown recipe setting",
     "E503": "bad recipe value",

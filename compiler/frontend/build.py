@@ -126,7 +126,9 @@ def build(module: Module, definition: Definition, call: ast.Call | None = None, 
     if objective is not None and result is not BROKEN:
         outputs |= _objective(ctx, module, instance, outputs, objective)
     sink.raise_if_any()
-    values = [(name, tensor.value) for name, tensor in outputs.items()]
+    m = ctx.m
+    values = [(name, m.fill(ctx.var(tensor), range(len(tensor.shape)), 0.0).value)
+              for name, tensor in outputs.items()]
     values += [(UPDATE + key, tensor.value) for key, tensor in ctx.updates.items()]
     live = ctx.builder.live([value for _, value in values])
     rows = [row if row.result.node in live else ctx.spare.get(number, row)
@@ -196,7 +198,10 @@ def _target(ev: Evaluator, name: str, target: ast.Target | None) -> None:
     shape, origins = shapes.declared_shape(ev, target.annotation, {})
     value: Any = BROKEN
     if shape is not BROKEN:
-        value = _declare(ev, name, TensorType(shape, dtype), origins)
+        type = TensorType(shape, dtype)
+        value = _declare(ev, name, type, origins)
+        if not ev.ctx.declare_lengths(type, target.annotation.span, ev.instance):
+            value = BROKEN
     ev.scope.names[name] = Binding(value, target.name.span, "input")
 
 

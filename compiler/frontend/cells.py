@@ -27,7 +27,14 @@ from lamina.compiler.frontend.values import (
 )
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Value
-from lamina.compiler.ir.types import DTYPES, Dim, Expression, TensorType, shape_text
+from lamina.compiler.ir.types import (
+    DTYPES,
+    Dim,
+    Expression,
+    TensorType,
+    is_ragged,
+    shape_text,
+)
 from lamina.compiler.ops.control import FREE, SCAN, make_body
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.syntax import ast
@@ -220,18 +227,25 @@ def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int
            step: Step) -> Any:
     ctx = ev.ctx
     m, stacked, entries = ctx.m, [], []
+    ragged = is_ragged(length)
     with ctx.builder.at(body.span, step.path):
+        if ragged:  # whether the step is before each example's end
+            stacked.append(ctx.m.before_end(length).value)
+            entries.append(entry(ctx, _step_type(ctx.builder.type(stacked[0]))))
         for tensor, axis in sequences:
             others = [a for a in range(len(tensor.shape)) if a != axis]
             stacked.append(m.transpose(ctx.var(tensor), perm=(axis, *others)).value)
             origins = tuple(tensor.origins[a] for a in others) if tensor.origins else ()
             shape = tuple(tensor.shape[a] for a in others)
             entries.append(entry(ctx, TensorType(shape, tensor.type.dtype), origins))
-    result = ctx.instantiate(ev, cell, body.cell, list(entries), step.path, body.cell.span)
+    result = ctx.instantiate(ev, cell, body.cell, entries[ragged:], step.path, body.cell.span)
     if result is BROKEN or not _complete(ev, body, step):
         return BROKEN
     outputs = dict(result.outputs) if isinstance(result, Result) else {"": result}
     after = [_after(state) for state in step.states]
+    if ragged:
+        after = [_held(ev, state, value, entries[0]) for state, value in
+                 zip(step.states, after, strict=True)]
     if any(value is BROKEN for value in (*after, *outputs.values())):
         return BROKEN
     marks = [state.entry.value for state in step.states] + [one.value for one in entries]
@@ -252,6 +266,29 @@ def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int
         return Scans(handed, final)
     only = handed[""]
     return Scanned(only.value, only.type, only.origins, final)
+
+
+def _step_type(type: TensorType) -> TensorType:
+    """What a step sees of a sequence."""
+    return TensorType(type.shape[1:], type.dtype)
+
+
+def _held(ev: Any, state: State, after: Any, within: Tensor) -> Any:
+    """The state after a step; past an example's end it stays as it was."""
+    if after is BROKEN:
+        return BROKEN
+    (size,) = within.shape
+    places = [axis for axis, one in enumerate(after.shape) if one == size]
+    if not places:
+        return ev.error("E418", f"the state `{state.name}` is {shape_text(after.shape)}: without "
+                        f"an axis {size} it cannot end where each example ends",
+                        state.statement.span, help=f"give it the axis of the examples: `[{size}, "
+                        "...]`")
+    m = ev.ctx.m
+    own = tuple(size if axis == places[0] else 1 for axis in range(len(after.shape)))
+    counts = m.reshape(ev.ctx.var(within), shape=own)
+    return ev.ctx.tensor(m.select(counts, ev.ctx.var(after), ev.ctx.var(state.entry)).value,
+                         after.origins)
 
 
 def _handed(ctx: Context, value: Value, axis: int) -> Tensor:

@@ -114,8 +114,6 @@ class _Names:
     def _annotation(self, annotation: ast.Type | None, solves: bool) -> None:
         """The sizes of a shape; where it `solves`, a capital letter binds a symbol."""
         for dim in annotation.dims if isinstance(annotation, ast.TensorType) else ():
-            if dim.ragged:
-                self.unsupported(dim, "use a plain symbol and pad the batch")
             if solves:
                 self.bound |= _symbols(dim.value)
             if isinstance(dim.value, ast.Name) and self._unknown(dim.value) and solves:

@@ -16,7 +16,6 @@ from lamina.compiler.syntax import ast
 UNSUPPORTED: dict[type, str] = {
     ast.Call: "`choose` (decoding) is not supported yet",
     ast.Scan: "`until` (decoding) is not supported yet",
-    ast.Dim: "sizes that differ per example (`~`) are not supported yet",
 }
 
 
