@@ -52,12 +52,11 @@ from lamina.compiler.transform.training import Rule, trainable, training_step
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
-from lamina.runtime.data.feeding import RAGGED
 from lamina.runtime.data.stage import Stage as DataStage
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
-from lamina.runtime.padding import pad_inputs
+from lamina.runtime.padding import LENGTHS, pad_inputs
 from lamina.runtime.program import Program
 
 Runner = Executor | Interpreter
@@ -419,7 +418,7 @@ class Training:
     def _weigh(self) -> str:
         """The input of lengths along a target's ragged size, whose tokens figures are means of."""
         graph = self.forward.graph
-        sizes = [f"{size}{RAGGED}" for name in self.forward.targets
+        sizes = [f"{size}{LENGTHS}" for name in self.forward.targets
                  for size in _input(graph, name).shape]
         return next((size for size in sizes if size in graph.inputs), "")
 

@@ -18,7 +18,7 @@ from lamina.compiler.options import Options
 from lamina.runtime.checkpoint import State, write_durable
 from lamina.runtime.data.dataset import Dataset, Input, closed_data, marks_of, open_data
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.feeding import RAGGED, Lengths, match_fields, outside
+from lamina.runtime.data.feeding import Lengths, match_fields, outside
 from lamina.runtime.data.lines import read_lines
 from lamina.runtime.data.pairs import Pairs
 from lamina.runtime.data.pictures import Pictures, decode, encode_boxes, encode_mask
@@ -29,6 +29,7 @@ from lamina.runtime.data.vocabulary import BOS, EOS, Vocabulary
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
 from lamina.runtime.job import Job
+from lamina.runtime.padding import LENGTHS, is_lengths
 from lamina.runtime.train import trained_vocabularies
 
 SURE = 0.3  # the least score of an object that is listed; JSON has all of them
@@ -243,7 +244,7 @@ def _open(net: Net, training: Training | None, options: Options, weights: Path) 
     stages = () if job is None else job.valid or job.train
     data = _no_data(net.fed) if job is None else _data(job, stages, state)
     every = net.fed if job is None else job.inputs
-    fed = [entry for entry in every if not entry.key.endswith(RAGGED)]
+    fed = [entry for entry in every if not is_lengths(entry.key)]
     inputs = tuple(entry for entry in fed if entry.key in graph.inputs)
     lengths = tuple(entry for entry in every if entry not in fed and entry.key in graph.inputs)
     runner = make_runner(graph, options)
@@ -355,7 +356,7 @@ def _lengths(model: _Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nd
     """The inputs of lengths, int32 [1] each; inputs of one size that differ do not fit."""
     found = {}
     for entry in model.lengths:
-        size = entry.key.removesuffix(RAGGED)
+        size = entry.key.removesuffix(LENGTHS)
         axes = tuple((one.key, axis) for one in model.inputs
                      for axis, other in enumerate(one.shape[1:]) if other == size)
         found[entry.key] = Lengths(entry.key, axes).take(inputs)

@@ -12,13 +12,13 @@ from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.mixing import one_hot
 from lamina.runtime.data.pairs import MASK, Pairs
 from lamina.runtime.data.pictures import Pictures
-from lamina.runtime.data.sequences import pad
+from lamina.runtime.data.sequences import STEP
 from lamina.runtime.data.source import Rows
 from lamina.runtime.data.split import undivided
 from lamina.runtime.data.vocabulary import Vocabulary
 from lamina.runtime.errors import did_you_mean, show
+from lamina.runtime.padding import LENGTHS, is_lengths, pad
 
-RAGGED = "~"  # at the end of an input's name: it takes the lengths along a size
 _FIELDS = ("image", "label")
 _DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64,
            "bool": np.bool_}
@@ -40,7 +40,7 @@ class Feed:
     def take(self, arrays: Mapping[str, Rows]) -> np.ndarray:
         """The input's array from a batch's fields."""
         value = arrays[self.field]
-        value = pad(value, self.ragged) if self.ragged else np.asarray(value)
+        value = pad(value, self.ragged, STEP) if self.ragged else np.asarray(value)
         if self.classes and value.dtype == np.int32:
             value = one_hot(value, self.classes)
         return value.astype(self.kind, copy=False)
@@ -73,8 +73,8 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[Feed | Lengths, ...
     numbers are limited, at all labels. Raises DataError E609 (size), E610 (label out of range, or
     more tokens than the model knows), E611 (missing field or wrong type).
     """
-    fed = [entry for entry in inputs if not entry.key.endswith(RAGGED)]
-    ragged = {entry.key.removesuffix(RAGGED) for entry in inputs if entry not in fed}
+    fed = [entry for entry in inputs if not is_lengths(entry.key)]
+    ragged = {entry.key.removesuffix(LENGTHS) for entry in inputs if entry not in fed}
     names = match_fields(dataset.fields, fed)
     example = dataset.fetch(np.array([0]))
     symbols: dict[str, int] = {}
@@ -100,7 +100,7 @@ def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[Feed | Lengths, ...
 
 def _lengths(dataset: Dataset, entry: Input, fed: Mapping[str, Input]) -> Lengths:
     """The fields that an input of lengths is made from, after comparing all examples."""
-    size = entry.key.removesuffix(RAGGED)
+    size = entry.key.removesuffix(LENGTHS)
     axes = tuple((name, axis) for name, one in fed.items()
                  for axis, other in enumerate(one.shape[1:]) if other == size)
     found = Lengths(entry.key, axes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from lamina.runtime.data.stage import bad, text, whole
 from lamina.runtime.data.transforms import shuffled_order
 from lamina.runtime.data.vocabulary import CLOSED
 from lamina.runtime.errors import did_you_mean, show
+from lamina.runtime.padding import rounded
 
 MARKS = ("bos", "eos")
 STEP = 8  # padded lengths are multiples of it, so that few different shapes occur
@@ -49,11 +50,6 @@ def check_marked(name: str, field: str, codings: Mapping[str, object]) -> None:
                         f'"{codings[field]}" has no tokens but the labels')
 
 
-def padded_length(lengths: np.ndarray) -> np.ndarray:
-    """Lengths rounded up to what they are padded to, at least STEP."""
-    return np.maximum(-(-lengths // STEP), 1) * STEP
-
-
 def longest_of(source: Source) -> np.ndarray | None:
     """The length of the longest text of each example, int64 [N]; None where there are no texts."""
     found = [lengths for field in source.fields if (lengths := source.lengths(field)) is not None]
@@ -78,7 +74,7 @@ def leave_out(source: Source, most: int) -> tuple[Subset, str]:
 def require_room(source: Source, tokens: int) -> None:
     """Raise DataError E609 unless every example fits into a batch of so many positions."""
     lengths = _lengths("bucket", source)
-    most = padded_length(lengths)
+    most = rounded(lengths, STEP)
     if most.max() > tokens:
         index = int(most.argmax())
         raise DataError("E609", f"{source.name(index)} has {lengths[index]:,} tokens, more than a "
@@ -93,8 +89,8 @@ def cut_batches(source: Source, tokens: int, order: np.ndarray, seed: int, epoch
     A batch takes its examples times the padded length of its longest text. `order` int64 [N]
     chooses among examples of like length; the number and sizes of batches do not depend on it.
     """
-    most = padded_length(_lengths("bucket", source))
-    keys = [padded_length(lengths)[order] for field in source.fields
+    most = rounded(_lengths("bucket", source), STEP)
+    keys = [rounded(lengths, STEP)[order] for field in source.fields
             if (lengths := source.lengths(field)) is not None]
     order = order[np.lexsort([-key for key in (*keys, most[order])])]
     batches, start = [], 0
@@ -105,20 +101,6 @@ def cut_batches(source: Source, tokens: int, order: np.ndarray, seed: int, epoch
     if not shuffled:
         return batches
     return [batches[i] for i in shuffled_order(len(batches), seed ^ _ORDERS, epoch)]
-
-
-def pad(rows: Sequence[np.ndarray] | np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """Rows of equal rank as one array, filled up with 0 along `axes` (0: a row's first).
-
-    Padded sizes are multiples of STEP. Rows must agree in their other axes.
-    """
-    shapes = np.array([row.shape for row in rows])
-    size = shapes.max(axis=0)
-    size[list(axes)] = padded_length(size[list(axes)])
-    out = np.zeros((len(rows), *size), rows[0].dtype)
-    for place, row in zip(out, rows, strict=True):
-        place[tuple(slice(0, extent) for extent in row.shape)] = row
-    return out
 
 
 def _lengths(name: str, source: Source) -> np.ndarray:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from lamina.runtime.checkpoint import CheckpointError, State, encode, load
 from lamina.runtime.data import Batches, DataError, Input, Stage, check_stages, feed, open_data
 from lamina.runtime.data.lines import read_lines
-from lamina.runtime.data.sequences import STEP, pad
+from lamina.runtime.data.sequences import STEP
 from lamina.runtime.data.vocabulary import SPECIAL, Making, Vocabulary, as_plain, from_plain
 from lamina.runtime.job import Job, Keep, Phase, Saving
+from lamina.runtime.padding import pad
 from lamina.runtime.train import evaluate, train
 
 PAIRS = "hola\thello there\nadios\tgood bye\nsi\tyes\nno\tno\ngracias amigo\tthank you\n"
@@ -396,7 +397,7 @@ def test_buckets_waste_little(tmp_path):
         for batch in batches.epoch(0):
             for found in batch.arrays.values():
                 used += sum(map(len, found))
-                padded += pad(found, (0,)).size
+                padded += pad(found, (0,), STEP).size
         return used / padded
     assert share(bucketed(tmp_path, 160)) > share(
         Batches(open_at(tmp_path, stage("tsv", "b.tsv", src="chars", tgt="words")), 4)) + 0.1
@@ -435,7 +436,7 @@ def test_ragged_inputs_are_padded_and_measured(write, tmp_path):
 def test_padding_along_two_axes(sizes):
     """Any axis of an example may be ragged."""
     given_rows = [np.ones((n, 3, m), np.float32) for n, m in sizes]
-    out = pad(given_rows, (0, 2))
+    out = pad(given_rows, (0, 2), STEP)
     assert out.shape[2] == 3 and out.shape[1] % STEP == out.shape[3] % STEP == 0
     assert out.shape[1] - max(n for n, _ in sizes) < STEP or out.shape[1] == STEP
     for row, full in zip(given_rows, out, strict=True):
