@@ -62,7 +62,8 @@ def initial_weights(training: Training, report: Callback = lambda event: None
     return initial
 
 
-def run_evaluation(training: Training, options: Options, weights: Path) -> dict[str, float]:
+def run_evaluation(training: Training, options: Options, weights: Path,
+                   report: Callback = lambda event: None) -> dict[str, float]:
     """Averages of loss and metrics over the recipe's held-out data."""
     job, params = training.job(), read_weights(training.initial(), weights)
     if not job.valid:
@@ -70,7 +71,7 @@ def run_evaluation(training: Training, options: Options, weights: Path) -> dict[
                         "add a line to it: data valid = ...", training.recipe.span.line)
     state = read_state(weights_file(weights))
     return evaluate(job, make_runner(training.evaluation.graph, options), params,
-                    vocabularies=state.vocabularies if state else None)
+                    vocabularies=state.vocabularies if state else None, report=report)
 
 
 def weights_file(path: Path) -> Path:

@@ -143,6 +143,7 @@ def evaluate(
     stages: Sequence[Stage] = (),
     classes: Sequence[str] = (),
     vocabularies: Mapping[str, Vocabulary] | None = None,
+    report: Callback = lambda event: None,
 ) -> dict[str, float]:
     """Averages over the held-out data (or `stages`), each example (or token) weighing the same.
 
@@ -154,6 +155,9 @@ def evaluate(
         give(eval_runner, eval_runner.get_params(), params, "the weights")
     known = vocabularies or trained_vocabularies(job)
     data = open_data(stages or job.valid, Path(job.folder), job.seed, known)
+    for note in data.notes:
+        report(Warned(note))
+    _tell_unknown(data, report)
     plan = feed(data, job.inputs)
     require_classes(data, classes)
     return _averages(job, eval_runner, Batches(data, job.batch), plan, {}) or {}
@@ -164,6 +168,15 @@ def trained_vocabularies(job: Job) -> Mapping[str, Vocabulary]:
     if not holds_texts(job.train):
         return {}
     return open_data(job.train, Path(job.folder), job.seed).vocabularies
+
+
+def _tell_unknown(data: Dataset, report: Callback) -> None:
+    """Report how many tokens of held-out data are in no vocabulary."""
+    for name, count in data.unknown.items():
+        if count:
+            share = count / data.source.column(name).size
+            report(Warned(f"{count:,} tokens ({share:.2%}) of `{show(name)}` in the held-out data "
+                          "are not in the vocabulary: <unk>"))
 
 
 @dataclass(slots=True)
@@ -276,14 +289,7 @@ class _Run:
             self.valid = self._open(job.valid, self.data.vocabularies, drop_last=False)
             self.valid_plan = feed(self.valid.dataset, job.inputs)
             require_classes(self.valid.dataset, self.data.classes)
-            self._tell_unknown(self.valid.dataset)
-
-    def _tell_unknown(self, data: Dataset) -> None:
-        for name, count in data.unknown.items():
-            if count:
-                share = count / max(1, data.source.column(name).size)
-                self.report(Warned(f"{count:,} tokens ({share:.2%}) of `{show(name)}` in the "
-                                   "held-out data are not in the vocabulary: <unk>"))
+            _tell_unknown(self.valid.dataset, self.report)
 
     # --- steps ----------------------------------------------------------------------------------
 

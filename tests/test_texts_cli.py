@@ -131,6 +131,7 @@ def test_sentences_of_any_length(folder):
     for found in figures:
         assert found["acc"] == pytest.approx(figures[0]["acc"], rel=1e-6) and found["acc"] > 0.9
         assert found["loss"] == pytest.approx(figures[0]["loss"], rel=1e-5)
+    assert "of `words` in the held-out data" in lamina("eval", "tagger.lam", "--weights", "run")
     (folder / "say.txt").write_text("a small dog")
     told = json.loads(lamina("predict", "tagger.lam", "--weights", "run", "say.txt", "--json"))
     tags = load(folder / "run" / "last.safetensors").state.vocabularies["tag"]
