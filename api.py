@@ -39,7 +39,7 @@ from lamina.compiler.frontend.library import (
 )
 from lamina.compiler.frontend.values import Definition
 from lamina.compiler.inspect.cost import Summary, summarize
-from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.graph import Graph, Node
 from lamina.compiler.ir.text import format_graph
 from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
@@ -478,7 +478,15 @@ class Training:
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
             valid=_pipeline(recipe, "valid"), seed=recipe.seed,
             metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
-            folder=str(_data_folder(self.module)), version=version(), truth=self._truth())
+            folder=str(_data_folder(self.module)), version=version(), truth=self._truth(),
+            weigh=self._weigh())
+
+    def _weigh(self) -> str:
+        """The input of lengths along a target's ragged size, whose tokens figures are means of."""
+        graph = self.forward.graph
+        sizes = [f"{size}{LENGTHS}" for name in self.forward.targets
+                 for size in _input(graph, name).shape]
+        return next((size for size in sizes if size in graph.inputs), "")
 
     def _truth(self) -> tuple[str, str] | None:
         """The targets that hold a detector's true boxes [B, M, 4] and their kinds [B, M]."""
@@ -544,6 +552,19 @@ def _classes(graph: Graph, name: str) -> int:
         if node.op.name == "take" and graph.node(node.inputs[1]).id == graph.inputs[name].node:
             size = graph.type(node.inputs[0]).shape[0]
             return size if isinstance(size, int) else 0
+        if node.op.name == "expand_dims" and (count := _compared(graph, node)):
+            return count
+    return 0
+
+
+def _compared(graph: Graph, label: Node) -> int:
+    """The classes with whose numbers a label is compared, where sizes are ragged; 0 for none."""
+    for node in graph.users(label):
+        others = [graph.node(one) for one in node.inputs if node.op.name == "equal"]
+        for other in others:
+            size = other.type.shape[other.attributes["axis"]] if other.op.name == "iota" else 0
+            if isinstance(size, int) and size:
+                return size
     return 0
 
 

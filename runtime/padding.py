@@ -10,14 +10,25 @@ import numpy as np
 LENGTHS = "~"  # the input S~ holds the lengths of the size S
 
 
+def rounded(size: Any, step: int) -> Any:
+    """A size, or many, as the next multiple of `step`, at least one."""
+    return np.maximum(-(-size // step), 1) * step
+
+
 def is_lengths(key: str) -> bool:
     """Whether an input holds the lengths of a size."""
     return key.endswith(LENGTHS)
 
 
-def pad(examples: Sequence[np.ndarray]) -> np.ndarray:
-    """Examples of one rank in one array, each as large as the largest, with zeros past the ends."""
+def pad(examples: Sequence[np.ndarray] | np.ndarray, axes: Sequence[int] = (), step: int = 1
+        ) -> np.ndarray:
+    """Examples of one rank in one array, each as large as the largest, with zeros past the ends.
+
+    Along `axes` of an example (from 0) sizes are multiples of `step`, at least one of them.
+    """
     shape = np.max([one.shape for one in examples], axis=0, initial=0).astype(int)
+    for axis in axes:
+        shape[axis] = rounded(shape[axis], step)
     out = np.zeros((len(examples), *shape), examples[0].dtype)
     for row, one in zip(out, examples, strict=True):
         row[tuple(slice(size) for size in one.shape)] = one

@@ -28,7 +28,8 @@ from lamina.runtime.data import (
     prefetch,
 )
 from lamina.runtime.data import make_digits as digits
-from lamina.runtime.data.dataset import Dataset, Step, require_classes
+from lamina.runtime.data.dataset import Dataset, Step
+from lamina.runtime.data.feeding import require_classes
 from lamina.runtime.data.idx import read_idx, write_idx
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.sources import SOURCES, Arrays
