@@ -32,8 +32,8 @@ from lamina.compiler.transform.probes import (
     Probe,
     flow_graph,
 )
+from lamina.runtime.data import feed, open_data
 from lamina.runtime.data.batches import Batches
-from lamina.runtime.data.dataset import feed, open_data
 from lamina.runtime.session import Runner, give
 
 GONE = 1e-3  # a gradient that has shrunk to this share, or grown to its inverse
