@@ -143,6 +143,32 @@ def test_classes_are_one_number(write, tmp_path):
     assert np.bincount(held.fetch(np.arange(len(held)))["label"]).tolist() == [2, 6]
 
 
+def test_pictures_with_texts(write, tmp_path):
+    """A column may name pictures, which are transformed as pictures are; texts stay beside them."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional extra")
+    for i, side in enumerate((8, 10, 12)):
+        image.fromarray(np.full((side, side, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    write("a.tsv", "a dog\t0.png\na black dog\t1.png\na cat\t2.png\n")
+    make = stage("tsv", "a.tsv", words="words", image="picture", pixels=[6, 8], columns=[0, 1])
+    assert error_of(open_at, tmp_path, make, stage("longest", 1)).code == "E605"
+    data = open_at(tmp_path, make, stage("eos", "words"), stage("longest", 3), stage("pad", 1))
+    found = data.fetch(np.array([1, 0]))
+    assert data.fields == ("image", "words") and len(data) == 2
+    assert found["image"].shape == (2, 3, 8, 10) and not found["image"][:, :, 0].any()
+    assert found["image"][0, 0, 4, 4] == np.float32(100 / 255)
+    assert [row[-1] for row in found["words"]] == [2, 2] and set(data.vocabularies) == {"words"}
+    plan = feed(data, [Input("image", "f32", ("B", 3, 8, 10)), Input("words", "i32", ("B", "T")),
+                       Input("T~", "i32", ("B",))])
+    assert plan[1].take(found).shape == (2, STEP)
+    for wrong in ({"pixels": 0}, {"channels": 2}):
+        bad = stage("tsv", "a.tsv", image="picture", **wrong)
+        assert error_of(check_stages, [bad]).code == "E608"
+    assert error_of(check_stages, [make, stage("eos", "image")]).code == "E608"
+    (tmp_path / "1.png").unlink()
+    lost = error_of(open_at, tmp_path, make)
+    assert lost.code == "E601" and "line 2 of" in lost.message
+
+
 def test_windows_of_a_text(write, tmp_path):
     """`next` is the text one token on, through the end of a window."""
     write("b.txt", "abcabc")
