@@ -155,7 +155,7 @@ def test_pictures_with_texts(write, tmp_path):
     found = data.fetch(np.array([1, 0]))
     assert data.fields == ("image", "words") and len(data) == 2
     assert found["image"].shape == (2, 3, 8, 10) and not found["image"][:, :, 0].any()
-    assert found["image"][0, 0, 4, 4] == np.float32(100 / 255)
+    assert found["image"][0, 0, 4, 4] == np.float32(100) * np.float32(1 / 255)
     assert [row[-1] for row in found["words"]] == [2, 2] and set(data.vocabularies) == {"words"}
     plan = feed(data, [Input("image", "f32", ("B", 3, 8, 10)), Input("words", "i32", ("B", "T")),
                        Input("T~", "i32", ("B",))])
