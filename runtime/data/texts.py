@@ -12,7 +12,7 @@ from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
 from lamina.runtime.data.pictures import Pictures
 from lamina.runtime.data.source import Rows
-from lamina.runtime.data.stage import bad, check_channels, decoded_size, text, whole
+from lamina.runtime.data.stage import bad, check_channels, decoded_size, text, truth, whole
 from lamina.runtime.data.vocabulary import (
     BOS,
     EOS,
@@ -101,7 +101,7 @@ class Texts:
     """Texts as they were read: for each field a text, or the tokens of a sentence.
 
     They become a `Coded` source when it is known which of them are trained on. `pictures` are the
-    fields that name pictures.
+    fields that name pictures; `joint` fields share a vocabulary where they are coded alike.
     """
 
     items: Mapping[str, Sequence[Item]]
@@ -109,6 +109,7 @@ class Texts:
     lines: Sequence[int]
     place: str
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
+    joint: bool = False
     classes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
@@ -151,15 +152,24 @@ class Texts:
             key: replace(pictures, files=tuple(pictures.files[i] for i in kept),
                          labels=pictures.labels[kept])
             for key, pictures in self.pictures.items()}
-        found: dict[str, Vocabulary] = {}
-        for key, items in self.items.items():
-            vocabulary = given.get(key) or self.makings[key].make(items[i] for i in kept)
+        found = {key: given[key] for key in self.items} if given else self._vocabularies(kept)
+        for key, vocabulary in found.items():
             rows = self._encoded(key, vocabulary, kept, marks.get(key, (False, False)))
-            found[key] = vocabulary
             columns[key] = rows if vocabulary.coding != "class" else rows.values
         classes = next((one.tokens for one in found.values() if one.closed), ())
         lines = np.array(self.lines, np.int64)[chosen]
         return Coded(columns, lines, classes, self.place), found
+
+    def _vocabularies(self, kept: Sequence[int]) -> dict[str, Vocabulary]:
+        """The fields' own vocabularies; where they are joint, one of all that are made alike."""
+        groups: dict[object, list[str]] = {}
+        for key in self.items:
+            groups.setdefault(self.makings[key] if self.joint else key, []).append(key)
+        found: dict[str, Vocabulary] = {}
+        for keys in groups.values():
+            items = (self.items[key][i] for key in keys for i in kept)
+            found |= dict.fromkeys(keys, self.makings[keys[0]].make(items))
+        return {key: found[key] for key in self.items}
 
     def _encoded(self, field: str, vocabulary: Vocabulary, kept: Sequence[int],
                  marks: tuple[bool, bool]) -> Ragged:
@@ -181,14 +191,16 @@ class Texts:
 
 def tsv(file: str, columns: list[int] | None = None, size: int | list[int] | None = None,
         least: int | list[int] = 1, lower: bool = False, pixels: int | list[int] | None = None,
-        channels: int = 3, _folder: Path = Path(), **fields: str) -> Texts:
+        channels: int = 3, joint: bool = False, _folder: Path = Path(), **fields: str
+        ) -> Texts:
     """A file of tab-separated columns: `tsv("words.tsv", src="chars", tgt="words")`.
 
     Each field is a column, in the order of `columns` (by default the first ones), and its text
     the coding. `size` and `least` bound the vocabularies, of all fields or of each. The coding
-    "picture" is the name of a file beside this one, uint8 [C, H, W] of the size `pixels`.
+    "picture" is the name of a file beside this one, uint8 [C, H, W] of the size `pixels`. With
+    `joint`, fields that are coded alike share one vocabulary.
     """
-    makings, numbers = check_tsv(fields, columns, size, least, lower, pixels, channels)
+    makings, numbers = check_tsv(fields, columns, size, least, lower, pixels, channels, joint)
     path = _folder / text("file", file)
     items: dict[str, list[Item]] = {key: [] for key in makings}
     lines = []
@@ -200,7 +212,7 @@ def tsv(file: str, columns: list[int] | None = None, size: int | list[int] | Non
     named = [key for key in makings if makings[key].coding == PICTURE]
     exact = decoded_size("pixels", pixels)
     pictures = {key: _pictures(path, lines, items.pop(key), exact, channels) for key in named}
-    return _found(path, items, makings, lines, pictures)
+    return replace(_found(path, items, makings, lines), pictures=pictures, joint=joint)
 
 
 def _pictures(path: Path, lines: Sequence[int], names: Sequence[Item],
@@ -245,8 +257,10 @@ def conll(file: str, columns: list[int] | None = None, size: int | list[int] | N
 
 def check_tsv(fields: Mapping[str, object], columns: object = None, size: object = None,
               least: object = 1, lower: object = False, pixels: object = None,
-              channels: object = 3) -> tuple[dict[str, Making], tuple[int, ...]]:
+              channels: object = 3, joint: object = False
+              ) -> tuple[dict[str, Making], tuple[int, ...]]:
     """The makings of the fields and their columns. Raises DataError E608."""
+    truth("joint", joint)
     decoded_size("pixels", pixels)
     check_channels(channels)
     if not fields:
@@ -304,8 +318,8 @@ def _cell(path: Path, number: int, cells: Sequence[str], column: int, field: str
 
 
 def _found(path: Path, items: dict[str, list[Item]], makings: dict[str, Making],
-           lines: list[int], pictures: Mapping[str, Pictures] | None = None) -> Texts:
+           lines: list[int]) -> Texts:
     if not lines:
         raise DataError("E605", f"{show(path)} holds no example")
     kept = {key: makings[key] for key in items}
-    return Texts(items, kept, lines, show(path), pictures or {})
+    return Texts(items, kept, lines, show(path))

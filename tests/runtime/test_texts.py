@@ -273,6 +273,20 @@ def test_byte_pairs():
     assert error_of(broken.encode, "a").code == "E603"
 
 
+def test_fields_with_one_vocabulary(write, tmp_path):
+    """An embedding that source and target share needs one number for one word."""
+    write("a.tsv", "a b\tb c\tb\n")
+    make = stage("tsv", "a.tsv", src="words", tgt="words", tag="labels", joint=True)
+    data = open_at(tmp_path, make)
+    known = data.vocabularies
+    assert known["src"] is known["tgt"] and known["src"].tokens[3:] == ("b", "a", "c")
+    assert known["tag"].tokens == ("b",) and len(as_plain(known)) == 2
+    assert rows(data, "src") == [[4, 3]] and rows(data, "tgt") == [[3, 5]]
+    apart = open_at(tmp_path, stage("tsv", "a.tsv", src="words", tgt="words"))
+    assert apart.vocabularies["tgt"].tokens[3:] == ("b", "c")
+    assert error_of(check_stages, [stage("tsv", "a", src="words", joint=1)]).code == "E608"
+
+
 def test_byte_pairs_without_the_package(write, tmp_path, monkeypatch):
     """The message names the extra."""
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
