@@ -104,6 +104,26 @@ def test_a_long_line_takes_linear_time(write, tmp_path, source):
     assert len(data) in (1, 3) and time.perf_counter() - started < 5
 
 
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60) | st.lists(st.sampled_from(
+    [b"a", b"1", b"-2.5", b" ", b"\t", b"\n", b"\r\n", b",", b'"', b"\xc3\xa9", b"\xff", b"\0",
+     b"1e99", b"\xef\xbb\xbf", b"\xe2\x80\xa8"]), max_size=30).map(b"".join),
+    st.sampled_from([stage("tsv", "f", a="words", b="class"), stage("tsv", "f", a="chars"),
+                     stage("conll", "f", a="words", b="labels"), stage("text", "f", window=2),
+                     stage("text", "f", coding="words", window=1), stage("series", "f", 2)]))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content, source):
+    """Nothing but examples or a DataError comes of a file, whatever it holds."""
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "f").write_bytes(content)
+    try:
+        data = open_at(folder, source)
+    except DataError as error:
+        assert error.code in ("E603", "E605") and error.message  # noqa: PT017
+    else:
+        found = data.fetch(np.arange(len(data)))
+        assert all(len(value) == len(data) for value in found.values())
+
+
 # --- sources ------------------------------------------------------------------------------------
 
 
