@@ -11,6 +11,7 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
+from lamina.runtime.data.made import copy_examples
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.pairs import Pairs, open_pairs
 from lamina.runtime.data.pictures import Pictures, open_pictures
@@ -92,6 +93,12 @@ def mnist(part: str) -> Source:
     """The shipped digits, part "train" (8,500) or "test" (1,500): image [1, 28, 28], label."""
     _check_part(part)
     return _labelled(_MNIST / f"{part}-images.idx.gz", _MNIST / f"{part}-labels.idx.gz", DIGITS)
+
+
+def copy_task(lag: int = 30, symbols: int = 8, length: int = 1, examples: int = 10_000,
+              seed: int = 0) -> Source:
+    """Sequences to keep in mind: ids [length + lag], copy [length]; another seed, other ones."""
+    return Arrays(copy_examples(lag, symbols, length, examples, seed), place="copy_task")
 
 
 def fashion_mnist(folder: str, part: str = "train", _folder: Path = Path()) -> Source:
@@ -178,6 +185,7 @@ def _class_count(classes: object) -> int | None:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "mnist": mnist,
+    "copy_task": copy_task,
     "fashion_mnist": fashion_mnist,
     "idx": idx,
     "arrays": arrays,
