@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
@@ -29,6 +29,7 @@ from lamina.compiler.frontend.build import (
     find_model,
     settings_call,
 )
+from lamina.compiler.frontend.decoding import DECODED, FINAL
 from lamina.compiler.frontend.library import (
     Module,
     find_file,
@@ -38,7 +39,7 @@ from lamina.compiler.frontend.library import (
 )
 from lamina.compiler.frontend.values import Definition
 from lamina.compiler.inspect.cost import Summary, summarize
-from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.graph import Graph, Node
 from lamina.compiler.ir.text import format_graph
 from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
@@ -53,9 +54,11 @@ from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
 from lamina.runtime.data.stage import Stage as DataStage
+from lamina.runtime.decoding import Parts, Policy, decode
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
+from lamina.runtime.padding import LENGTHS, pad_inputs
 from lamina.runtime.program import Program
 
 Runner = Executor | Interpreter
@@ -218,6 +221,25 @@ class Net:
         """
         return Run(self.build(train).graph, _options(target, threads))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a scan of the model chooses tokens, so that it can be decoded."""
+        return self._decoding.decoder is not None
+
+    @cached_property
+    def _decoding(self) -> Build:
+        return build(self.module, self.definition, self.call, sizes=self.sizes, decoding=True)
+
+    def decoder(self, target: str = "cpu", threads: int | None = None) -> Decoding:
+        """A function of weights and inputs that chooses the tokens itself, step by step.
+
+        `decode(weights, src=[[4, 8, 2]], policy=Policy("beam"))`. Raises ValueError for a model
+        without `choose`.
+        """
+        if not self.chooses:
+            raise ValueError(f"{self.definition.name} has no scan that uses `choose`")
+        return Decoding(self._decoding, _options(target, threads))
+
     def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
                        train: bool = True) -> Gradient:
         """A function that gives the loss and its gradient by every trained parameter.
@@ -263,9 +285,14 @@ class Run:
         self.limits = index_limits(graph)
 
     def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises ValueError or KeyError for what does not fit."""
+        """Outputs by name. Raises ValueError or KeyError for what does not fit.
+
+        An input with a size `S~` may be a list of arrays of different lengths; a padded array
+        takes its lengths as the input "S~", and without counts as a whole.
+        """
         _require_weights(self.graph, weights)
-        typed = {name: np.asarray(value) for name, value in inputs.items()}
+        shapes = {name: _sizes(self.graph.type(value)) for name, value in self.graph.inputs.items()}
+        typed = pad_inputs(shapes, inputs)
         _require_inputs(self.graph, typed)
         typed = {name: _as_index(name, value, self.graph, self.limits.get(name, 0))
                  for name, value in typed.items()}
@@ -325,6 +352,51 @@ class Gradient(Run):
         """(loss, gradients by path)."""
         outputs = super().__call__(weights, **inputs)
         return outputs["loss"], {key: outputs[f"grad:{key}"] for key in self.keys}
+
+
+class Decoding:
+    """A compiled decoding scan: what comes before it, its step, and what comes after."""
+
+    def __init__(self, made: Build, options: Options):
+        decoder = made.decoder
+        assert decoder is not None
+        self.decoder = decoder
+        self.first, self.step, self.last = (
+            Run(graph, options) for graph in (decoder.first, decoder.step, made.graph))
+        self.rest = Run(decoder.rest, options) if decoder.rest is not None else None
+
+    @property
+    def inputs(self) -> dict[str, TensorType]:
+        """What is to be given, by name: without the tokens that are chosen."""
+        runs = (self.first, self.last)
+        found = {name: run.graph.type(value) for run in runs
+                 for name, value in run.graph.inputs.items()}
+        own = (DECODED, FINAL)
+        return {name: type for name, type in found.items()
+                if not name.startswith(own) and name != self.decoder.length + LENGTHS}
+
+    def __call__(self, weights: Mapping[str, np.ndarray], policy: Policy = Policy(),  # noqa: B008
+                 limit: int = 0, prompt: Sequence[Sequence[int]] = (), **inputs: Any
+                 ) -> dict[str, np.ndarray]:
+        """Outputs by name, "lengths" (steps of each example) and "score" (log-probability).
+
+        `limit` is a number of steps in place of the scan's own, `prompt` the tokens that each
+        example begins with. Raises ValueError or KeyError for what does not fit.
+        """
+        parts, made = self.decoder, {}
+        for name, run in (("first", self.first), ("step", self.step), ("rest", self.rest)):
+            made[name] = (lambda given, run=run: run(weights, **given)) if run else None
+        padded = pad_inputs({name: _sizes(type) for name, type in self.inputs.items()}, inputs)
+        first = {name: padded[name] for name in self.first.graph.inputs if name in padded}
+        found = decode(Parts(made["first"], made["step"], made["rest"], parts.read, parts.states,
+                             parts.outputs, parts.axes, parts.stop, parts.repeated, parts.limit),
+                       first, policy, limit, prompt)
+        given = {DECODED + key: value for key, value in found.outputs.items()}
+        given |= {FINAL + key: value for key, value in found.finals.items()}
+        given |= {parts.length + LENGTHS: found.lengths, **padded}
+        given = {name: value for name, value in given.items() if name in self.last.graph.inputs}
+        outputs = self.last(weights, **given)
+        return {**outputs, "lengths": found.lengths, "score": found.scores}
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -406,7 +478,15 @@ class Training:
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
             valid=_pipeline(recipe, "valid"), seed=recipe.seed,
             metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
-            folder=str(_data_folder(self.module)), version=version(), truth=self._truth())
+            folder=str(_data_folder(self.module)), version=version(), truth=self._truth(),
+            weigh=self._weigh())
+
+    def _weigh(self) -> str:
+        """The input of lengths along a target's ragged size, whose tokens figures are means of."""
+        graph = self.forward.graph
+        sizes = [f"{size}{LENGTHS}" for name in self.forward.targets
+                 for size in _input(graph, name).shape]
+        return next((size for size in sizes if size in graph.inputs), "")
 
     def _truth(self) -> tuple[str, str] | None:
         """The targets that hold a detector's true boxes [B, M, 4] and their kinds [B, M]."""
@@ -442,10 +522,15 @@ def _written(call: recipes.Call) -> str:
 
 def _input(graph: Graph, name: str) -> Input:
     type = graph.type(graph.inputs[name])
-    shape = tuple(size if isinstance(size, (int, str)) else str(size)
-                  for size in map(to_size, type.shape))
+    shape = _sizes(type)
     limit = _classes(graph, name) if type.dtype in ("i32", "i64") else 0
     return Input(name, type.dtype, shape, limit)
+
+
+def _sizes(type: TensorType) -> tuple[int | str, ...]:
+    """A shape as plain data: numbers and names."""
+    return tuple(size if isinstance(size, (int, str)) else str(size)
+                 for size in map(to_size, type.shape))
 
 
 def index_limits(graph: Graph) -> dict[str, int]:
@@ -467,6 +552,19 @@ def _classes(graph: Graph, name: str) -> int:
         if node.op.name == "take" and graph.node(node.inputs[1]).id == graph.inputs[name].node:
             size = graph.type(node.inputs[0]).shape[0]
             return size if isinstance(size, int) else 0
+        if node.op.name == "expand_dims" and (count := _compared(graph, node)):
+            return count
+    return 0
+
+
+def _compared(graph: Graph, label: Node) -> int:
+    """The classes with whose numbers a label is compared, where sizes are ragged; 0 for none."""
+    for node in graph.users(label):
+        others = [graph.node(one) for one in node.inputs if node.op.name == "equal"]
+        for other in others:
+            size = other.type.shape[other.attributes["axis"]] if other.op.name == "iota" else 0
+            if isinstance(size, int) and size:
+                return size
     return 0
 
 

@@ -246,7 +246,8 @@ def evaluate(file: str, weights: str, overrides: tuple[str, ...], target: str,
     from lamina.commands.training import run_evaluation
 
     training = _training(file, overrides)
-    figures = run_evaluation(training, _options(target, threads), Path(weights))
+    report = views.Silent() if as_json else views.print_warning
+    figures = run_evaluation(training, _options(target, threads), Path(weights), report)
     console.print_json(figures) if as_json else views.print_figures(figures)
 
 

@@ -118,8 +118,9 @@ def _pipeline_problems(calls: Sequence[Call]) -> list[Diagnostic]:
     for index, call in enumerate(calls):
         if not call.name:
             continue
+        source = _stage(calls[0]) if index else None
         try:
-            _located(call.span, lambda c=call, first=index == 0: check_stage(_stage(c), first))
+            _located(call.span, lambda c=call, s=source: check_stage(_stage(c), s))
         except CompileError as error:
             (one,) = error.diagnostics
             problems.setdefault("order" if one.code == "E613" else str(index), one)

@@ -12,26 +12,25 @@ import numpy as np
 
 from lamina.api import Net, Runner, Training, make_runner
 from lamina.commands.layered import chosen
-from lamina.commands.training import read_weights, weights_file
+from lamina.commands.training import read_state, read_weights, weights_file
 from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.options import Options
-from lamina.runtime.checkpoint import CheckpointError, State, load, write_durable
-from lamina.runtime.data.dataset import (
-    Dataset,
-    Input,
-    closed_data,
-    match_fields,
-    open_data,
-    outside,
-)
+from lamina.runtime.checkpoint import State, write_durable
+from lamina.runtime.data.dataset import Dataset, Input, closed_data, marks_of, open_data
 from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.feeding import Lengths, match_fields, outside
+from lamina.runtime.data.lines import read_lines
 from lamina.runtime.data.pairs import Pairs
 from lamina.runtime.data.pictures import Pictures, decode, encode_boxes, encode_mask
 from lamina.runtime.data.sources import Arrays, Source
 from lamina.runtime.data.split import undivided
 from lamina.runtime.data.stage import Stage
+from lamina.runtime.data.vocabulary import BOS, EOS, Vocabulary
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.errors import Failure, did_you_mean, reason, show
+from lamina.runtime.job import Job
+from lamina.runtime.padding import LENGTHS, is_lengths
+from lamina.runtime.train import trained_vocabularies
 
 SURE = 0.3  # the least score of an object that is listed; JSON has all of them
 ENDINGS = ("npy", "png")  # of what outputs are saved as
@@ -68,11 +67,17 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A model with its weights and the pipeline that its examples come through."""
+    """A model with its weights and the pipeline that its examples come through.
+
+    `lengths` are inputs that take the lengths of the others; `vocabularies` are those of its texts.
+    """
 
     runner: Runner
     data: Dataset
     inputs: tuple[Input, ...]
+    lengths: tuple[Input, ...]
+    vocabularies: Mapping[str, Vocabulary]
+    marks: Mapping[str, tuple[bool, bool]]
     fields: Mapping[str, str]
     output: str
     batched: bool
@@ -234,18 +239,22 @@ def as_json(one: Prediction) -> dict[str, Any]:
 
 def _open(net: Net, training: Training | None, options: Options, weights: Path) -> _Model:
     params = read_weights(net.init() if training is None else training.initial(), weights)
-    state, graph = _state(weights_file(weights)), net.graph
+    state, graph = read_state(weights_file(weights)), net.graph
     job = None if training is None else training.job()
     stages = () if job is None else job.valid or job.train
-    data = _no_data(net.fed) if job is None else _data(stages, Path(job.folder), state)
-    fed = net.fed if job is None else job.inputs
+    data = _no_data(net.fed) if job is None else _data(job, stages, state)
+    every = net.fed if job is None else job.inputs
+    fed = [entry for entry in every if not is_lengths(entry.key)]
     inputs = tuple(entry for entry in fed if entry.key in graph.inputs)
+    lengths = tuple(entry for entry in every if entry not in fed and entry.key in graph.inputs)
     runner = make_runner(graph, options)
     runner.set_params({key: params[key] for key in graph.params})
     output, kind = next(iter(net.outputs.items()))
     batches = {net.inputs[entry.key].shape[:1] for entry in inputs}
     fields = zip(fed, match_fields(data.fields, fed), strict=True)
-    return _Model(runner, data, inputs, {entry.key: name for entry, name in fields},
+    known = state.vocabularies if state and state.vocabularies else data.vocabularies
+    return _Model(runner, data, inputs, lengths, known, marks_of(stages),
+                  {entry.key: name for entry, name in fields},
                   output, kind.rank > 0 and kind.shape[:1] in batches,
                   training is not None and training.scores_classes,
                   graph.node(dict(graph.outputs)[output]).op.name == "softmax",
@@ -259,18 +268,11 @@ def _no_data(inputs: Sequence[Input]) -> Dataset:
     return Dataset(Arrays({entry.key: np.zeros(0, np.float32) for entry in inputs}))
 
 
-def _state(path: Path) -> State | None:
-    """The state of a run's checkpoint; None for plain weights."""
-    try:
-        return load(path).state
-    except CheckpointError:
-        return None
-
-
-def _data(stages: Sequence[Stage], folder: Path, state: State | None) -> Dataset:
+def _data(job: Job, stages: Sequence[Stage], state: State | None) -> Dataset:
     """The recipe's data; its transforms alone where it is gone and a checkpoint knows the rest."""
     try:
-        return open_data(stages, folder)
+        known = state.vocabularies if state is not None else trained_vocabularies(job)
+        return open_data(stages, Path(job.folder), vocabularies=known)
     except DataError as error:
         if state is None or error.code not in _ABSENT:
             raise
@@ -280,6 +282,7 @@ def _data(stages: Sequence[Stage], folder: Path, state: State | None) -> Dataset
 def _predict(model: _Model, name: str, files: Mapping[str, Path], invert: bool) -> Prediction:
     inputs = {entry.key: _example(model, entry, files[entry.key], invert)
               for entry in model.inputs}
+    inputs |= _lengths(model, inputs)
     if model.needs_seed:
         inputs["rng"] = np.array([0, 1], np.int32)
     try:
@@ -330,7 +333,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarray:
     """A file as a batch of one; the data's first field goes through its transforms."""
     data, field = model.data, model.fields[entry.key]
-    like = data.source.read(np.array([0]))[field][0] if len(data) else None
+    coded = field in model.vocabularies
+    like = data.source.read(np.array([0]))[field][0] if len(data) and not coded else None
     array = _read(model, path, entry, like)
     shape = entry.shape[1:] if like is None else like.shape
     if len(shape) == array.ndim + 1 and shape[0] == 1:
@@ -346,6 +350,17 @@ def _example(model: _Model, entry: Input, path: Path, invert: bool) -> np.ndarra
     value = replace(data, source=source, transforms=transforms).fetch(np.array([0]))[field]
     _require_shape(value.shape[1:], entry, path)
     return value.astype(NUMPY_TYPES[entry.dtype])
+
+
+def _lengths(model: _Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs of lengths, int32 [1] each; inputs of one size that differ do not fit."""
+    found = {}
+    for entry in model.lengths:
+        size = entry.key.removesuffix(LENGTHS)
+        axes = tuple((one.key, axis) for one in model.inputs
+                     for axis, other in enumerate(one.shape[1:]) if other == size)
+        found[entry.key] = Lengths(entry.key, axes).take(inputs)
+    return found
 
 
 def _files(source: Source) -> Pictures | Pairs | None:
@@ -399,6 +414,11 @@ def _whole(array: np.ndarray, entry: Input, path: Path) -> np.ndarray:
 def _read(model: _Model, path: Path, entry: Input, like: np.ndarray | None) -> np.ndarray:
     if path.suffix == ".npy":
         return _load(path)
+    field = model.fields[entry.key]
+    if field in model.vocabularies:
+        before, after = model.marks.get(field, (False, False))
+        numbers = model.vocabularies[field].encode("\n".join(read_lines(path)))
+        return np.concatenate([[BOS] * before, numbers, [EOS] * after]).astype(np.int32)
     if not model.pictures:
         raise DataError("E611", f"{show(path)} is no .npy file, and without a recipe nothing says "
                         "how it becomes an array", "give an array as the model takes it, saved "

@@ -10,7 +10,15 @@ import numpy as np
 from lamina.api import Training, make_runner
 from lamina.compiler.options import Options
 from lamina.compiler.syntax import ast
-from lamina.runtime.checkpoint import BEST, LAST, CheckpointError, load_weights, require_fit
+from lamina.runtime.checkpoint import (
+    BEST,
+    LAST,
+    CheckpointError,
+    State,
+    load,
+    load_weights,
+    require_fit,
+)
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.errors import Failure, show
 from lamina.runtime.events import Callback, Warned
@@ -54,13 +62,16 @@ def initial_weights(training: Training, report: Callback = lambda event: None
     return initial
 
 
-def run_evaluation(training: Training, options: Options, weights: Path) -> dict[str, float]:
+def run_evaluation(training: Training, options: Options, weights: Path,
+                   report: Callback = lambda event: None) -> dict[str, float]:
     """Averages of loss and metrics over the recipe's held-out data."""
     job, params = training.job(), read_weights(training.initial(), weights)
     if not job.valid:
         raise DataError("E605", f"recipe `{show(job.recipe)}` has no held-out data",
                         "add a line to it: data valid = ...", training.recipe.span.line)
-    return evaluate(job, make_runner(training.evaluation.graph, options), params)
+    state = read_state(weights_file(weights))
+    return evaluate(job, make_runner(training.evaluation.graph, options), params,
+                    vocabularies=state.vocabularies if state else None, report=report)
 
 
 def weights_file(path: Path) -> Path:
@@ -68,6 +79,14 @@ def weights_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     return path / BEST if (path / BEST).exists() else path / LAST
+
+
+def read_state(path: Path) -> State | None:
+    """The state of a run's checkpoint; None for plain weights."""
+    try:
+        return load(path).state
+    except CheckpointError:
+        return None
 
 
 def read_weights(initial: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:

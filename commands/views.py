@@ -113,6 +113,12 @@ def terminal() -> Console:
 # --- training -----------------------------------------------------------------------------------
 
 
+def print_warning(event: Event) -> None:
+    """Say a warning on standard output; other events say nothing."""
+    if isinstance(event, Warned):
+        terminal().print(f"warning: {escape(event.message)}")
+
+
 class Silent:
     """Shows nothing, for JSON."""
 

@@ -18,16 +18,17 @@ import os
 import shlex
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from lamina.runtime.data.vocabulary import Vocabulary, as_plain, from_plain
 from lamina.runtime.errors import Failure, reason, show
 
-FORMAT = 2
+FORMAT = 3
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 CODES: dict[str, str] = {
     "E701": "no checkpoint or weights",
@@ -56,9 +57,10 @@ class State:
 
     `step`: training steps done in all; `phase`: index of the current phase, `phase_step`: steps
     done in it; `epoch`: epochs done in all; `position`: batches done in the current epoch (all of
-    them: its evaluation is due); `sums`: of each figure over `examples` of the current epoch;
-    `best`: the best value of the kept metric so far (None: none yet) and `best_epoch` its epoch;
-    `length`: examples of the training data; `classes`: their names, where the data names them.
+    them: its evaluation is due); `sums`: of each figure over `examples` of the current epoch, or
+    over that many tokens where tokens weigh; `best`: the best value of the kept metric so far
+    (None: none yet) and `best_epoch` its epoch; `length`: examples of the training data;
+    `classes`: their names, where the data names them; `vocabularies`: those of its texts by field.
     """
 
     model: str
@@ -77,6 +79,7 @@ class State:
     version: str = ""
     length: int = 0
     classes: tuple[str, ...] = ()
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,9 @@ def encode(state: State, params: Mapping[str, np.ndarray]) -> bytes:
     """A checkpoint's bytes, the same for the same state and parameters."""
     # ascontiguousarray would turn a scalar into a vector
     tensors = {key: np.asarray(params[key], order="C") for key in sorted(params)}
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(state)}, separators=(",", ":"))
+    plain = dataclasses.asdict(dataclasses.replace(state, vocabularies={}))
+    plain["vocabularies"] = as_plain(state.vocabularies)
+    text = json.dumps({"format": FORMAT, **plain}, separators=(",", ":"))
     metadata = {"lamina.sha256": _digest(text, tensors), "lamina.state": text}
     return _settled(safetensors.numpy.save(tensors, metadata))
 
@@ -352,6 +357,7 @@ def _state(text: str) -> State:
     values.pop("fingerprint", None)  # what format 1 had in their place
     values["facts"] = tuple((str(name), str(text)) for name, text in values.get("facts", ()))
     values["classes"] = tuple(map(str, values["classes"]))
+    values["vocabularies"] = from_plain(values.get("vocabularies", ()))
     state = State(**values)
     counts = (state.step, state.phase, state.phase_step, state.epoch, state.position)
     if not all(isinstance(count, int) and count >= 0 for count in counts):

@@ -55,6 +55,8 @@ class Job:
     "best" goes by the training averages.
     `truth`: the inputs that hold a detector's true boxes and their kinds: its held-out figures
     then have its average precision.
+    `weigh`: the input of lengths whose sum weighs a batch in averages (figures are means over
+    tokens); empty where each example weighs the same.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Job:
     folder: str = ""
     version: str = ""
     truth: tuple[str, str] | None = None
+    weigh: str = ""
 
 
 @dataclass(frozen=True, slots=True)

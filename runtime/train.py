@@ -35,8 +35,11 @@ from lamina.runtime.checkpoint import (
     set_aside,
 )
 from lamina.runtime.data.batches import Batch, Batches, prefetch
-from lamina.runtime.data.dataset import Dataset, Input, feed, open_data, require_classes
+from lamina.runtime.data.dataset import Dataset, Input, open_data
+from lamina.runtime.data.feeding import feed, require_classes
+from lamina.runtime.data.sources import holds_texts
 from lamina.runtime.data.stage import Stage
+from lamina.runtime.data.vocabulary import Vocabulary
 from lamina.runtime.detection import Findings
 from lamina.runtime.errors import reason, show
 from lamina.runtime.events import (
@@ -139,18 +142,41 @@ def evaluate(
     params: Mapping[str, np.ndarray] | None = None,
     stages: Sequence[Stage] = (),
     classes: Sequence[str] = (),
+    vocabularies: Mapping[str, Vocabulary] | None = None,
+    report: Callback = lambda event: None,
 ) -> dict[str, float]:
-    """Averages over the held-out data (or `stages`), each example weighing the same.
+    """Averages over the held-out data (or `stages`), each example (or token) weighing the same.
 
-    `params` are copied into the runner first; `classes` are those that the model was trained on
-    (`State.classes`). Raises DataError, CheckpointError E703.
+    `params` are copied into the runner first; `classes` and `vocabularies` are those that the model
+    was trained with (`State`); without them the training data tells the vocabularies. Raises
+    DataError, CheckpointError E703.
     """
     if params is not None:
         give(eval_runner, eval_runner.get_params(), params, "the weights")
-    data = open_data(stages or job.valid, Path(job.folder), job.seed)
+    known = vocabularies or trained_vocabularies(job)
+    data = open_data(stages or job.valid, Path(job.folder), job.seed, known)
+    for note in data.notes:
+        report(Warned(note))
+    _tell_unknown(data, report)
     plan = feed(data, job.inputs)
     require_classes(data, classes)
     return _averages(job, eval_runner, Batches(data, job.batch), plan, {}) or {}
+
+
+def trained_vocabularies(job: Job) -> Mapping[str, Vocabulary]:
+    """The vocabularies of a job's training data, which is opened where it holds texts."""
+    if not holds_texts(job.train):
+        return {}
+    return open_data(job.train, Path(job.folder), job.seed).vocabularies
+
+
+def _tell_unknown(data: Dataset, report: Callback) -> None:
+    """Report how many tokens of held-out data are in no vocabulary."""
+    for name, count in data.unknown.items():
+        if count:
+            share = count / data.source.column(name).size
+            report(Warned(f"{count:,} tokens ({share:.2%}) of `{show(name)}` in the held-out data "
+                          "are not in the vocabulary: <unk>"))
 
 
 @dataclass(slots=True)
@@ -168,7 +194,7 @@ class _Progress:
     best_epoch: int = 0
 
     def add(self, figures: Mapping[str, float], count: int) -> None:
-        """Count a step on `count` examples."""
+        """Count a step on `count` examples (or tokens)."""
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * count
         self.examples += count
@@ -189,6 +215,8 @@ class _Run:
     """One run of a job; `prepare`, `begin`, then `go`."""
 
     log: Log
+    batches: Batches
+    valid: Batches | None
 
     def __init__(self, job, step_runner, initial, out, report, saving):
         self.job, self.out, self.report, self.saving = job, out, report, saving
@@ -197,15 +225,7 @@ class _Run:
         self.eval_runner: Runner | None = None
         self.eval_params: dict[str, np.ndarray] = {}
         self.session = Session(initial)
-        self.batches = self._open(job.train, drop_last=True)
-        self.data = self.batches.dataset
-        self.plan = feed(self.data, job.inputs)
-        self.valid = self._open(job.valid, drop_last=False) if job.valid else None
-        self.valid_plan = feed(self.valid.dataset, job.inputs) if self.valid else ()
-        if self.valid:
-            require_classes(self.valid.dataset, self.data.classes)
         self.ends = np.cumsum([phase.epochs for phase in job.phases]).tolist()
-        self.steps = self.ends[-1] * len(self.batches)
         self.at = _Progress()
         self.schedule: Schedule = lambda step: 0.0
         self.figures: tuple[dict[str, float], dict[str, float]] = ({}, {})
@@ -215,12 +235,15 @@ class _Run:
 
     def prepare(self, eval_runner: Callable[[], Runner] | None, resume: bool,
                 overwrite: bool) -> None:
-        """Take up the last checkpoint, or the initial weights; make the runners."""
+        """Take up the last checkpoint, or the initial weights; open the data; make the runners."""
         held = any((self.out / name).exists() for name in (LAST, PREVIOUS))
         if held and not resume and not overwrite:
             raise TrainError("E651", f"{show(self.out)} already holds a run",
                              "resume it, or choose another folder")
         found = self._last() if held and resume else None
+        self._open_data(found.state.vocabularies if found else {})
+        if found is not None:
+            self._require_length(found)
         if resume and not held:
             self.report(Warned(f"{show(self.out)} holds no run to go on with: starting afresh"))
         self.report(Checked(self.job))
@@ -254,6 +277,20 @@ class _Run:
             self._epoch()
         return self._finish()
 
+    def _open_data(self, vocabularies: Mapping[str, Vocabulary]) -> None:
+        """Open training and held-out data, which is coded as the training data is."""
+        job = self.job
+        self.batches = self._open(job.train, vocabularies, drop_last=True)
+        self.data = self.batches.dataset
+        self.plan = feed(self.data, job.inputs)
+        self.steps = self.ends[-1] * len(self.batches)
+        self.valid, self.valid_plan = None, ()
+        if job.valid:
+            self.valid = self._open(job.valid, self.data.vocabularies, drop_last=False)
+            self.valid_plan = feed(self.valid.dataset, job.inputs)
+            require_classes(self.valid.dataset, self.data.classes)
+            _tell_unknown(self.valid.dataset, self.report)
+
     # --- steps ----------------------------------------------------------------------------------
 
     def _epoch(self) -> None:
@@ -282,7 +319,7 @@ class _Run:
             what = f"the loss is {figures['loss']}"
             raise self._not_finite(what, at.step + 1, lr,
                                    self.batches.broken(batch, [one.field for one in self.plan]))
-        at.add(figures, batch.size)
+        at.add(figures, _weight(self.job, inputs, batch))
         every = self.saving.log_steps
         if every and at.step % every == 0:
             self.log.append("step", at.step, at.epoch, {"lr": lr, **figures})
@@ -347,8 +384,11 @@ class _Run:
 
     # --- state ----------------------------------------------------------------------------------
 
-    def _open(self, stages: tuple[Stage, ...], drop_last: bool) -> Batches:
-        data: Dataset = open_data(stages, Path(self.job.folder), self.job.seed)
+    def _open(self, stages: tuple[Stage, ...], vocabularies: Mapping[str, Vocabulary],
+              drop_last: bool) -> Batches:
+        data = open_data(stages, Path(self.job.folder), self.job.seed, vocabularies)
+        for note in data.notes:
+            self.report(Warned(note))
         for name in data.source.skipped[:10]:
             self.report(Warned(f"left out: {name} is not a sound picture"))
         if len(data.source.skipped) > 10:
@@ -365,7 +405,7 @@ class _Run:
         self.schedule = make_schedule(phase.schedule, phase.lr, phase.epochs * count, count)
 
     def _last(self) -> Checkpoint:
-        """The last checkpoint, which must be of this job and its data."""
+        """The last checkpoint, which must be of this job."""
         found = load_last(self.out)
         state = found.state
         if found.warning:
@@ -382,13 +422,17 @@ class _Run:
             )
         if longer:
             self.report(Warned(f"{longer}; the schedule is that of the longer run"))
+        return found
+
+    def _require_length(self, found: Checkpoint) -> None:
+        """Raise CheckpointError E707 where the data has another number of examples than it had."""
+        state = found.state
         if state.length != len(self.data):
             raise CheckpointError(
                 "E707", f"the training data has changed: {state.length:,} examples when "
                 f"{show(found.path)} was written, {len(self.data):,} now",
                 "go on with the same data, or start afresh in another folder",
             )
-        return found
 
     def _prolonged(self, changed: Mapping[str, tuple[str, str]], state: State) -> str:
         """What to tell when only the last phase has been given more epochs, else nothing."""
@@ -413,7 +457,7 @@ class _Run:
         return State(
             job.model, job.recipe, job.facts, job.seed, at.step, at.phase, at.phase_step,
             at.epoch, at.position, at.examples, tuple(at.sums.items()), at.best, at.best_epoch,
-            job.version, len(self.data), self.data.classes,
+            job.version, len(self.data), self.data.classes, self.data.vocabularies,
         )
 
     def _save_if_due(self) -> None:
@@ -459,16 +503,21 @@ def _figures(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     return found
 
 
+def _weight(job: Job, inputs: Mapping[str, np.ndarray], batch: Batch) -> int:
+    """What a batch's figures weigh: its examples, or their tokens."""
+    return int(inputs[job.weigh].sum()) if job.weigh else batch.size
+
+
 def _averages(
     job: Job, runner: Runner, batches: Batches, plan: tuple, caught: Mapping[str, str]
 ) -> dict[str, float] | None:
-    """Averages over all examples, and what is no average; None when a signal came in between."""
+    """Averages over all examples or tokens, and what is none; None when a signal came between."""
     total, found = _Progress(), Findings()
     with prefetch(batches.epoch(0)) as stream:
         for batch in stream:
             inputs = {one.key: one.take(batch.arrays) for one in plan}
             outputs = runner.run(inputs)
-            total.add(_figures(outputs), batch.size)
+            total.add(_figures(outputs), _weight(job, inputs, batch))
             if job.truth:
                 found.add_batch(outputs, *(inputs[key] for key in job.truth))
             if caught:

@@ -8,11 +8,11 @@ from typing import Any, TypeGuard
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import static
 from lamina.compiler.frontend.base import Base
+from lamina.compiler.frontend.decoding import choose
 from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.naming import callee_name
 from lamina.compiler.frontend.values import (
     BROKEN,
-    UNSUPPORTED,
     Builtin,
     Definition,
     Layer,
@@ -22,7 +22,7 @@ from lamina.compiler.frontend.values import (
     is_static,
 )
 from lamina.compiler.ir.op import Op, OpError
-from lamina.compiler.ir.types import Expression, shape_text
+from lamina.compiler.ir.types import Expression, is_ragged, shape_text
 from lamina.compiler.ops.define import REGISTRY, normalize_axes
 from lamina.compiler.ops.shape import split_bounds
 from lamina.compiler.syntax import ast
@@ -86,10 +86,25 @@ class Calls(Base):
     def _builtin(self, name: str, args: list[Any], expr: ast.Call) -> Any:
         if name == "split" and args and isinstance(args[0], Tensor):
             return self._split(args[0], args[1:], expr)
+        if name == "lengths":
+            return self._lengths(args, expr)
         if name == "choose":
-            return self.error("E902", UNSUPPORTED[ast.Call], expr.span)
+            return choose(self, args, expr.span)
         return self.error("E404", f"`{name}` works on compile-time values, not on "
                           f"{describe(args[0]) if args else 'nothing'}", expr.span)
+
+    def _lengths(self, args: list[Any], expr: ast.Call) -> Any:
+        """`lengths(S)`: what a size is for each example, i32 [B]."""
+        (size, *more) = args or (None,)
+        if more or expr.kwargs or not isinstance(size, Expression) or not is_ragged(size):
+            return self.error("E418", "`lengths` takes a size that differs from example to "
+                              f"example, not {describe(size)}", expr.span,
+                              help="declare it with `~`, as in `input x: [B, S~]`")
+        try:
+            with self.ctx.at(expr.span, self.instance):
+                return self.ctx.tensor(self.ctx.m.length(size).value)
+        except OpError as error:
+            return self.error(error.code, error.message, expr.span, help=error.help)
 
     def _split(self, x: Tensor, args: list[Any], expr: ast.Call) -> Any:
         attrs = self.attributes("split", expr, [x], ("parts", "axis"), args)

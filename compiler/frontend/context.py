@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lamina.compiler.errors import Diagnostic, Label, Note, Sink, Span
+from lamina.compiler.frontend.ragged import RaggedMath
 from lamina.compiler.frontend.values import (
     BROKEN,
     Definition,
@@ -22,7 +23,7 @@ from lamina.compiler.ir.graph import Scope as Row
 from lamina.compiler.ir.graph import Value
 from lamina.compiler.ir.op import Op, OpError
 from lamina.compiler.ir.types import TensorType, shape_text
-from lamina.compiler.ops.define import REGISTRY, GraphMath, Var
+from lamina.compiler.ops.define import REGISTRY, Var
 
 MAX_NODES = 50_000
 MAX_ROUNDS = 20_000  # rounds of all repeats of a model together
@@ -54,7 +55,7 @@ class Context:
     def __init__(self, name: str, training: bool, sizes: dict[str, int], sink: Sink):
         self.name, self.training, self.sizes, self.sink = name, training, sizes, sink
         self.builder = Builder(name)
-        self.m = GraphMath(self.builder)
+        self.m = RaggedMath(self.builder)
         self.rows: list[Row] = []
         self.spare: dict[int, Row] = {}  # by number, for a row whose result nobody reads
         self.params: dict[str, Tensor] = {}
@@ -69,6 +70,9 @@ class Context:
         self.circular: set[str] = set()  # constants already reported to need themselves
         self.built: set[Any] = set()  # the nodes of the definitions that were instantiated
         self.step: Any = None  # that of the scan which is being built
+        self.decoding = False  # whether scans choose their tokens
+        self.choosing = False  # whether there is one that does
+        self.decoder: Any = None  # the parts of the scan that does
         self.instantiate: Callable[..., Any] = _not_ready
         self.scan: Callable[..., Any] = _not_ready
 
@@ -152,6 +156,16 @@ class Context:
             message = re.sub(r"^`\w+`", f"`{instance.definition.name}`", message)
         return self.error(error.code, message, span, instance, labels=labels, notes=notes,
                           help=error.help)
+
+    def declare_lengths(self, type: TensorType, span: Span, instance: Instance) -> bool:
+        """Make the inputs with the lengths of an input's ragged sizes; False after reporting."""
+        try:
+            with self.at(span, instance):
+                self.m.declare(type)
+        except OpError as error:
+            self.error(error.code, error.message, span, instance, help=error.help)
+            return False
+        return True
 
     def rng(self, span: Span, instance: Instance) -> Tensor:
         """The (seed, step) input that random operators draw from."""

@@ -152,7 +152,10 @@ def _model_input(body: Body, statement: ast.Input) -> Any:
     with body.ctx.at(statement.span, body.instance):
         value = body.ctx.builder.emit(REGISTRY["input"], (), {"name": statement.name.id,
                                                               "shape": shape, "dtype": dtype})
-    return Tensor(value, TensorType(shape, dtype), origins)
+    type = TensorType(shape, dtype)
+    if not body.ctx.declare_lengths(type, annotation.span, body.instance):
+        return BROKEN
+    return Tensor(value, type, origins)
 
 
 def _shared(body: Body, statement: ast.Shared) -> None:

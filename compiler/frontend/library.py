@@ -29,7 +29,7 @@ BUILTINS = ("range", "enumerate", "len", "zip", "ceil", "floor", "list", "int", 
 CONSTANTS = {"none": None, "imagenet": "imagenet"}
 MAX_IMPORTS = 50  # files on the way from a model to the last that it imports
 # Functions of the language itself; `split` gives several values, so it is no operator.
-FUNCTIONS = ("split", "choose")
+FUNCTIONS = ("split", "choose", "lengths")
 
 
 def zoo_folder() -> Path:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
-from lamina.compiler.frontend.values import BROKEN, UNSUPPORTED, Binding, Origin, Scope, Tensor
+from lamina.compiler.frontend.values import BROKEN, Binding, Origin, Scope, Tensor
 from lamina.compiler.ir.types import (
     DTYPES,
     Dim,
     Expression,
     divide_exactly,
+    is_ragged,
     shape_text,
     substitute,
     symbol,
@@ -60,21 +61,29 @@ def declared_shape(ev: Any, annotation: ast.TensorType, multiples: dict[str, int
         if isinstance(dim.value, ast.Dots):
             return ev.error("E314", "an input of a model cannot have `...` axes", dim.span,
                             help="name every axis"), ()
-        if dim.ragged:
-            return ev.error("E902", UNSUPPORTED[ast.Dim],
-                            dim.span, help="use a plain symbol and pad the batch"), ()
         if isinstance(dim.value, ast.Name) and ev.scope.find(dim.value.id) is None \
                 and is_symbol_name(dim.value.id):
             name = dim.value.id
             size: Dim = ev.ctx.sizes[name] if name in ev.ctx.sizes else \
-                symbol(name, multiple_of=multiples.get(name, 1))
+                symbol(name, dim.ragged, 1 if dim.ragged else multiples.get(name, 1))
             ev.scope.names[name] = Binding(size, dim.span, "dim")
         value = ev.size(dim.value)
-        if value is BROKEN:
+        if value is BROKEN or _lately_ragged(ev, dim, value):
             return BROKEN, ()
         shape.append(value)
         origins.append(Origin(f"`{dim.span.text}`" + _equals(dim.span.text, value), dim.span))
     return tuple(shape), tuple(origins)
+
+
+def _lately_ragged(ev: Any, dim: ast.Dim, size: Dim) -> bool:
+    """Report `S~` where S has one size for all examples."""
+    if not dim.ragged or is_ragged(size) or dim.value.span.text in ev.ctx.sizes:
+        return False
+    known = ev.scope.find(dim.value.id) if isinstance(dim.value, ast.Name) else None
+    notes = [Note("here without `~`", known.span)] if known is not None and known.span else ()
+    ev.error("E418", f"`{dim.span.text}` differs from example to example, `{size}` does not",
+             dim.span, notes=notes, help=f"write `{dim.span.text}` where it first occurs")
+    return True
 
 
 def _lower_symbol(ev: Any, dim: ast.Dim) -> bool:
@@ -119,9 +128,6 @@ def match(ev: Any, annotation: ast.TensorType, tensor: Tensor, what: str, span: 
     origins = list(tensor.origins or (None,) * len(tensor.shape))
     wrong = False
     for axis, dim in pairs:
-        if dim.ragged:
-            return ev.error("E902", UNSUPPORTED[ast.Dim],
-                            dim.span, help="use a plain symbol and pad the batch")
         actual = tensor.shape[axis]
         bound = Binding(actual, dim.span, "dim", called=called, source=what if called else "",
                         origin=origins[axis])

@@ -42,7 +42,9 @@ class Op:
     **attrs)` defines a composite. `samples` and `bad` are operand texts from which tests are
     generated; `torch` is the second opinion: a Python expression over the operands a, b, c ...
     and the attributes.
-    `macs(out, *types, **attrs)` counts multiply-accumulates.
+    `macs(out, *types, **attrs)` counts multiply-accumulates. `ragged(m, op, operands, attrs)`
+    says what it does along sizes that differ from example to example; without one, elementwise
+    operators do it entry by entry, composites as their bodies do, and others refuse.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Op:
     bad: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     torch: str = ""
     macs: Callable[..., Any] | None = None
+    ragged: Callable[..., Any] | None = None
     pure: bool = True
     public: bool = True
     doc: str = ""

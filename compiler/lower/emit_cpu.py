@@ -2,14 +2,16 @@
 
 The text names no size, except strides of 0 and 1, so that equal computations on other shapes are
 the same kernel. Work is split so that every element is computed by the same instructions whatever
-the number of threads: whole rows, or whole blocks of 1024 elements.
+the number of threads: whole rows, or whole blocks of 1024 elements. A sum along a row is kept in
+16 lanes whatever the machine's vectors: zeros at its end change no bit of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from lamina.compiler.ir.types import Dim, product, to_size
+from lamina.compiler.ir.types import FLOATS, Dim, product, to_size
 from lamina.compiler.lower.loops import Access, LoopProgram, Reduction, Statement
 from lamina.compiler.lower.templates.text import simd_import
 from lamina.compiler.ops.random import LOW, WEYL
@@ -19,11 +21,14 @@ BLOCK = 1024
 CHUNK = 16384  # elements that one partial sum covers, at least
 MAX_CHUNKS = 32
 LANES = 256  # sums kept side by side where a row is short
+ROW_LANES = 16  # sums along a row, by position modulo this
+TILE = 64  # columns that are summed together where the innermost axis is kept
 SCOPES = 32  # memories that a kernel text can number
 # 1e39 is infinity as a float32.
 START = {"sum": "0", "max": "-1e39", "min": "1e39"}
 START_INT = {"sum": "0", "max": "-2147483648", "min": "2147483647"}
 COMBINE = {"sum": "plus({0}, {1})", "max": "maximum({0}, {1})", "min": "minimum({0}, {1})"}
+IN_ORDER = {**COMBINE, "sum": "({0} + {1})"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class _Text:
     pointers: dict[tuple[int, str], str] = field(default_factory=dict)
     sizes: dict[Size, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    locals: dict[str, tuple[str, int]] = field(default_factory=dict)  # name: type and count
     depth: int = 1
 
     def add(self, line: str) -> None:
@@ -81,6 +87,9 @@ class _Text:
             head.append(f"    {name} = {kind}mem(a[{len(args)}], {number})"
                         if number < SCOPES else f"    {name} = {kind}ptr(a[{len(args)}])")
             args.append(("buffer", buffer))
+        for number, (name, (dtype, count)) in enumerate(self.locals.items(), len(memories)):
+            head.append(f"    {name} = {dtype}mem(local_{dtype}({count}), {number})"
+                        if number < SCOPES else f"    {name} = {dtype}ptr(local_{dtype}({count}))")
         for size, name in self.sizes.items():
             head.append(f"    {name} = a[{len(args)}]")
             args.append(("size", size))
@@ -95,6 +104,8 @@ def emit_loops(loops: LoopProgram, partials: tuple[int, ...] = ()) -> Emitted:
     text = _Text()
     if loops.kind == "point":
         _emit_point(text, loops)
+    elif _is_middle(loops):
+        _emit_middle(text, loops)
     elif loops.kind == "row":
         _emit_rows(text, loops)
     else:
@@ -105,7 +116,8 @@ def emit_loops(loops: LoopProgram, partials: tuple[int, ...] = ()) -> Emitted:
 
 
 def _title(loops: LoopProgram) -> str:
-    what = {"point": "Elementwise", "row": "Along rows", "column": "Over leading axes"}[loops.kind]
+    what = "Over inner axes" if _is_middle(loops) else {
+        "point": "Elementwise", "row": "Along rows", "column": "Over leading axes"}[loops.kind]
     return f"{what}: {len(loops.extents)} loops, {len(loops.stores)} results."
 
 
@@ -276,18 +288,67 @@ def _emit_stage(text: _Text, loops: LoopProgram, stages, stage: int, counters) -
     stores = [s for s in loops.stores if s.full and stages.get(s.name, 0) == stage]
     if not reductions and not stores:
         return
+    lanes = bool(loops.reduced) and any(r.how == "sum" and r.dtype in FLOATS for r in reductions)
+    targets = {r.name: f"s_{r.name}[l]" if lanes and r.dtype in FLOATS else r.name
+               for r in reductions}
     for r in reductions:
         text.add(f"{r.name} = {_start(r)}")
-    for axis in loops.reduced:
-        _open_loop(text, counters[axis], text.dim(loops.extents[axis]))
+        if targets[r.name] != r.name:
+            text.locals[f"s_{r.name}"] = (r.dtype, ROW_LANES)
+            text.add(f"for l in range({ROW_LANES}):")
+            text.add(f"    s_{r.name}[l] = {_start(r)}")
     needed = _closure(loops, [r.source for r in reductions] + [s.name for s in stores])
-    for s in loops.statements:
-        if isinstance(s, Statement) and s.full and s.name in needed:
-            _emit_statement(text, s, counters)
+    row = text.depth
+    for axis in loops.reduced[:-1]:
+        _open_loop(text, counters[axis], text.dim(loops.extents[axis]))
+    depth = text.depth
+    for _ in _row_loops(text, loops, counters, lanes):
+        for s in loops.statements:
+            if isinstance(s, Statement) and s.full and s.name in needed:
+                _emit_statement(text, s, counters)
+        for r in reductions:
+            combine = IN_ORDER if lanes else COMBINE
+            text.add(f"{targets[r.name]} = {combine[r.how].format(targets[r.name], r.source)}")
+        for store in stores:
+            _emit_store(text, store, counters)
+        text.depth = depth
+    text.depth = row
     for r in reductions:
-        text.add(f"{r.name} = {COMBINE[r.how].format(r.name, r.source)}")
-    for store in stores:
-        _emit_store(text, store, counters)
+        if targets[r.name] != r.name:
+            _fold_lanes(text, r)
+
+
+def _row_loops(text: _Text, loops: LoopProgram, counters, lanes: bool) -> Iterator[None]:
+    """Open the loop over a row; in `lanes` twice, over whole groups of lanes and over the rest."""
+    if not loops.reduced:
+        yield
+        return
+    counter, size = counters[loops.reduced[-1]], text.dim(loops.extents[loops.reduced[-1]])
+    if not lanes:
+        _open_loop(text, counter, size)
+        yield
+        return
+    text.add(f"whole = {size} // {ROW_LANES} * {ROW_LANES}")
+    for begin, end in (("0", "whole"), ("whole", size)):
+        count = ROW_LANES if begin == "0" else f"{size} - whole"
+        if begin == "0":
+            text.add(f"for j in range({begin}, {end}, {ROW_LANES}):")
+            text.depth += 1
+        text.add(f"for l in range({count}):")
+        text.depth += 1
+        text.add(f"{counter} = {'j' if begin == '0' else 'whole'} + l")
+        yield
+
+
+def _fold_lanes(text: _Text, r: Reduction) -> None:
+    """The lanes of a reduction in one, always in the same order."""
+    lanes, count = f"s_{r.name}", ROW_LANES
+    while count > 1:
+        count //= 2
+        value = IN_ORDER[r.how].format(f"{lanes}[l]", f"{lanes}[l + {count}]")
+        text.add(f"for l in range({count}):")
+        text.add(f"    {lanes}[l] = {value}")
+    text.add(f"{r.name} = {lanes}[0]")
 
 
 def _start(r: Reduction) -> str:
@@ -308,6 +369,81 @@ def _closure(loops: LoopProgram, names: list[str]) -> set[str]:
         if isinstance(s, Statement) and s.full:
             stack.extend(s.needs)
     return found
+
+
+# --- reductions that keep the innermost axis ----------------------------------------------------
+
+
+def _is_middle(loops: LoopProgram) -> bool:
+    """Whether the innermost axis is kept, and one pass over the others gives every result."""
+    if loops.kind != "row" or not loops.reduced or len(loops.extents) - 1 in loops.reduced:
+        return False
+    stages = _stages(loops)
+    return not any(stages[r.name] for r in loops.reductions) and \
+        not any(store.full and stages.get(store.name, 0) for store in loops.stores)
+
+
+def _emit_middle(text: _Text, loops: LoopProgram) -> None:
+    """Sums over axes outside the innermost one: tiles of columns, each summed in order."""
+    counters = [f"i{axis}" for axis in range(len(loops.extents))]
+    *outer, inner = [axis for axis in range(len(counters)) if axis not in loops.reduced]
+    size = text.dim(loops.extents[inner])
+    stages = _stages(loops)
+    early = [s for s in loops.statements if isinstance(s, Statement) and not s.full
+             and stages[s.name] == 0]
+    needed = _closure(loops, [r.source for r in loops.reductions]
+                      + [s.name for s in loops.stores if s.full])
+    held = {s.name for s in early if s.kind == "compute" and s.dtype in FLOATS}
+    _emit_keys(text, loops)
+    text.add(f"tiles = ({size} + {TILE - 1}) // {TILE}")
+    sizes = [text.dim(loops.extents[axis]) for axis in outer]
+    text.add(f"total = {' * '.join([*sizes, 'tiles'])}")
+    text.add("for t in range(tid * total // nthreads, (tid + 1) * total // nthreads):")
+    text.depth += 1
+    counters_of_tile = [*outer, len(counters)]
+    _decode(text, "t", counters_of_tile, [*sizes, "tiles"])
+    text.add(f"first = i{len(counters)} * {TILE}")
+    text.add(f"width = min({TILE}, {size} - first)")
+    top = text.depth
+
+    def over_tile() -> None:
+        text.add("for l in range(width):")
+        text.depth += 1
+        text.add(f"{counters[inner]} = first + l")
+
+    over_tile()
+    for r in loops.reductions:
+        text.locals[f"s_{r.name}"] = (r.dtype, TILE)
+        text.add(f"s_{r.name}[l] = {_start(r)}")
+    for s in early:
+        _emit_statement(text, s, counters)
+        if s.name in held:
+            text.locals[f"s_{s.name}"] = (s.dtype, TILE)
+            text.add(f"s_{s.name}[l] = {s.name}")
+    text.depth = top
+    for axis in loops.reduced:
+        _open_loop(text, counters[axis], text.dim(loops.extents[axis]))
+    over_tile()
+    for s in loops.statements:
+        if s.name in held:
+            text.add(f"{s.name} = s_{s.name}[l]")
+        elif isinstance(s, Statement) and (s in early or s.full and s.name in needed):
+            _emit_statement(text, s, counters)
+    for r in loops.reductions:
+        text.add(f"s_{r.name}[l] = {IN_ORDER[r.how].format(f's_{r.name}[l]', r.source)}")
+    for store in loops.stores:
+        if store.full:
+            _emit_store(text, store, counters)
+    text.depth = top
+    over_tile()
+    for s in loops.statements:
+        if isinstance(s, Reduction):
+            text.add(f"{s.name} = s_{s.name}[l]")
+        elif not s.full:
+            _emit_statement(text, s, counters)
+    for store in loops.stores:
+        if not store.full:
+            _emit_store(text, store, counters)
 
 
 # --- reductions over leading axes ---------------------------------------------------------------

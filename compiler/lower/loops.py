@@ -160,7 +160,7 @@ class _Maker:
             kind, text = "draw", str(node.attributes["salt"] & 0xFFFFFFFF)
         strides = (0,) * (len(self.space) - len(shape)) + strides
         wide = tuple(0 if n == 1 else s for n, s in zip(self.space, strides, strict=True))
-        self.statements.append(Statement(name, kind, text, dtype, True, operands,
+        self.statements.append(Statement(name, kind, text, dtype, self._full(shape), operands,
                                          Access(-1, "i64", wide)))
 
 

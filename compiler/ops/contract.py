@@ -7,6 +7,7 @@ import numpy as np
 from lamina.compiler.ir.op import OpError
 from lamina.compiler.ir.types import FLOATS, Dim, TensorType, product, shape_text
 from lamina.compiler.ops.define import broadcast, primitive, same_dtype
+from lamina.compiler.ops.ragged import contracted
 
 
 def _infer_matmul(x: TensorType, y: TensorType) -> TensorType:
@@ -47,7 +48,7 @@ def _matmul_macs(out: TensorType, x: TensorType, y: TensorType) -> Dim:
 
 
 primitive("matmul", "contract", infer=_infer_matmul, numpy=np.matmul, arity=(2, 2),
-          vjp=_matmul_vjp, macs=_matmul_macs, torch="a @ b",
+          ragged=contracted, vjp=_matmul_vjp, macs=_matmul_macs, torch="a @ b",
           samples=("x:[3,4] y:[4,5]", "x:[2,3,4] y:[4,5]", "x:[2,3,4] y:[2,4,5]",
                    "x:[2,1,3,4] y:[5,4,2]", "x:[4,3] y:[7,3,2]", "x:[1,129] y:[129,1]",
                    "x:[3,0] y:[0,2]"),

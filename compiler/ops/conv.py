@@ -19,6 +19,7 @@ from lamina.compiler.ir.types import (
     shape_text,
 )
 from lamina.compiler.ops.define import composite, primitive, same_dtype
+from lamina.compiler.ops.ragged import window
 from lamina.compiler.ops.window import (
     CHANNELS,
     SPATIAL,
@@ -144,6 +145,7 @@ def _conv2d_macs(out: TensorType, x: TensorType, w: TensorType, **_) -> Dim:
 
 
 primitive("conv2d", "contract", infer=_infer_conv2d, numpy=_numpy_conv2d, arity=(2, 2),
+          ragged=window(0.0),
           attrs={"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "layout": "nchw"},
           vjp=_conv2d_vjp, macs=_conv2d_macs,
           torch="oracle.conv2d(a, b, stride, padding, dilation, groups, layout)",

@@ -19,6 +19,7 @@ from lamina.compiler.ir.graph import Value
 from lamina.compiler.ir.op import Op, OpError
 from lamina.compiler.ir.types import FLOATS, Dim, Expression, TensorType, product, shape_text
 
+Rule = Callable[[Any, Op, tuple, Mapping[str, Any]], Any]  # see `lamina.compiler.ops.ragged`
 REGISTRY: dict[str, Op] = {}
 NO_ATTRS: Mapping[str, Any] = MappingProxyType({})
 

@@ -7,6 +7,7 @@ import numpy as np
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import FLOATS, TensorType, shape_text
 from lamina.compiler.ops.define import composite, primitive, same_dtype
+from lamina.compiler.ops.ragged import looked_up
 
 INDEX = ("i32", "i64")
 
@@ -28,7 +29,7 @@ def _checked(name: str, index, rows: int):
     return index
 
 
-primitive("take", "gather", infer=_infer_take, arity=(2, 2), torch="a[b.long()]",
+primitive("take", "gather", infer=_infer_take, arity=(2, 2), ragged=looked_up, torch="a[b.long()]",
           numpy=lambda table, index: table[_checked("take", index, len(table))],
           vjp=lambda m, ct, y, table, index: (
               m.take_grad(ct, index, rows=table.shape[0]), None),

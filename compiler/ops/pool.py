@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import FLOATS, TensorType, shape_text
 from lamina.compiler.ops.define import composite, primitive, same_dtype
+from lamina.compiler.ops.ragged import window
 from lamina.compiler.ops.window import (
     CHANNELS,
     SPATIAL,
@@ -115,7 +118,7 @@ POOLED = ("x:[2,3,6,8] | kernel=2", "x:[1,2,7,5] | kernel=3, stride=2, padding=1
           "x:[1,2,6,6] | kernel=1, stride=2", "x:[2,6,5,3] | kernel=2, layout='nhwc'")
 
 primitive("max_pool2d", "window", infer=_infer_pool("max_pool2d"), numpy=_numpy_max_pool,
-          attrs=POOL, samples=POOLED, bad=BAD_POOL,
+          ragged=window(-math.inf), attrs=POOL, samples=POOLED, bad=BAD_POOL,
           torch="oracle.max_pool2d(a, kernel, stride, padding, layout)",
           vjp=lambda m, ct, y, x, **attrs: (m.max_pool2d_grad(x, ct, **attrs),),
           doc="The largest of each window; NaN if any is. Padding never wins. `stride` is the "
@@ -188,7 +191,7 @@ def _avg_pool_vjp(m, ct, y, x, *, layout, **attrs):
 AVERAGE = {**POOL, "count_padding": True}
 
 primitive("avg_pool2d", "window", infer=_infer_pool("avg_pool2d"), numpy=_numpy_avg_pool,
-          attrs=AVERAGE, bad=BAD_POOL, vjp=_avg_pool_vjp,
+          ragged=window(0.0), attrs=AVERAGE, bad=BAD_POOL, vjp=_avg_pool_vjp,
           samples=(*POOLED, "x:[1,2,5,6] | kernel=3, stride=2, padding=1, count_padding=False"),
           torch="oracle.avg_pool2d(a, kernel, stride, padding, count_padding, layout)",
           doc="The mean of each window; `count_padding` says whether padding counts as zeros.")

@@ -11,6 +11,7 @@ import numpy as np
 from lamina.compiler.ir.op import REQUIRED, OpError
 from lamina.compiler.ir.types import TensorType, shape_text
 from lamina.compiler.ops.define import composite, primitive, same_dtype
+from lamina.compiler.ops.ragged import drawn
 
 LOW = 0xFFFFFFFF
 WEYL = 0x9E3779B9
@@ -52,7 +53,7 @@ def _numpy_uniform(rng, *, shape, salt):
     return ((left >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
 
-primitive("uniform", "random", infer=_infer_uniform, numpy=_numpy_uniform,
+primitive("uniform", "random", infer=_infer_uniform, numpy=_numpy_uniform, ragged=drawn,
           attrs={"shape": REQUIRED, "salt": 0},
           samples=("r:i32[2] | shape=(3, 4)", "r:i32[2] | shape=(17,), salt=5",
                    "r:i32[2] | shape=()", "r:i32[2] | shape=(0, 3)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lamina.compiler.ir.op import REQUIRED
@@ -13,6 +15,7 @@ from lamina.compiler.ops.define import (
     primitive,
     same_dtype,
 )
+from lamina.compiler.ops.ragged import normalised, reduced
 
 NUMBERS = ("f32", "f64", "i32", "i64")
 OVER = ("x:[3,4]", "x:[3,4] | axis=1", "x:[2,3,5] | axis=(0, 2)",
@@ -44,18 +47,21 @@ def _extremum_vjp(m, ct, y, x, *, axes):
 
 # These keep reduced axes with size 1; `sum`, `max`, `min` below drop them on request.
 primitive("reduce_sum", "reduce", infer=_infer("sum"), attrs={"axes": REQUIRED}, public=False,
+          ragged=reduced(0.0),
           numpy=lambda x, *, axes: np.sum(x, axes, keepdims=True, dtype=x.dtype),
           vjp=lambda m, ct, y, x, *, axes: (m.broadcast_to(ct, shape=x.shape),),
           samples=("x:[3,4] | axes=(1,)", "x:[2,3,5] | axes=(0, 1)", "x:[0,3] | axes=(0,)"),
           torch="a.sum(axes, keepdim=True)", bad={"E211": "x:[3] | axes=(1,)"},
           doc="Sum over axes, kept with size 1.")
 primitive("reduce_max", "reduce", infer=_infer("max"), attrs={"axes": REQUIRED}, public=False,
+          ragged=reduced(-math.inf),
           numpy=lambda x, *, axes: np.max(x, axes, keepdims=True, initial=_limits(x)[0]),
           vjp=_extremum_vjp,
           samples=("x:[3,4] | axes=(1,)", "x:[2,3,5] | axes=(0, 1)"),
           torch="a.amax(axes, keepdim=True)", bad={"E211": "x:[3] | axes=(1,)"},
           doc="Largest over axes, kept with size 1; -inf over no elements, NaN if any is.")
 primitive("reduce_min", "reduce", infer=_infer("min"), attrs={"axes": REQUIRED}, public=False,
+          ragged=reduced(math.inf),
           numpy=lambda x, *, axes: np.min(x, axes, keepdims=True, initial=_limits(x)[1]),
           vjp=_extremum_vjp,
           samples=("x:[3,4] | axes=(1,)", "x:[2,3,5] | axes=(0, 1)"),
@@ -115,6 +121,7 @@ def variance(m, x, *, axis, keepdims):
 
 
 @composite("softmax", attrs={"axis": -1}, samples=("x:[3,4]", "x:[2,5,3] | axis=1"), bad=WRONG_AXIS,
+           ragged=normalised,
            torch="torch.softmax(a, axis)",
            vjp=lambda m, ct, y, x, *, axis: (
                (ct - m.sum(ct * y, axis=axis, keepdims=True)) * y,))
@@ -125,7 +132,7 @@ def softmax(m, x, *, axis):
 
 
 @composite("log_softmax", attrs={"axis": -1}, samples=("x:[3,4]", "x:[2,5,3] | axis=1"),
-           bad=WRONG_AXIS, torch="torch.log_softmax(a, axis)",
+           bad=WRONG_AXIS, ragged=normalised, torch="torch.log_softmax(a, axis)",
            vjp=lambda m, ct, y, x, *, axis: (
                ct - m.exp(y) * m.sum(ct, axis=axis, keepdims=True),))
 def log_softmax(m, x, *, axis):

@@ -22,6 +22,7 @@ from lamina.compiler.ops.define import (
     primitive,
     same_dtype,
 )
+from lamina.compiler.ops.ragged import bordered, cut, each, joined, kept, turned
 
 
 def _infer_reshape(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
@@ -43,7 +44,7 @@ def _infer_reshape(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
     return TensorType(tuple(shape), x.dtype)
 
 
-primitive("reshape", "view", infer=_infer_reshape, attrs={"shape": REQUIRED},
+primitive("reshape", "view", infer=_infer_reshape, attrs={"shape": REQUIRED}, ragged=kept,
           numpy=lambda x, *, shape: np.reshape(x, shape),
           vjp=lambda m, ct, y, x, *, shape: (m.reshape(ct, shape=x.shape),),
           torch="a.reshape(shape)",
@@ -63,7 +64,7 @@ def inverse(perm: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(perm.index(axis) for axis in range(len(perm)))
 
 
-primitive("transpose", "view", infer=_infer_transpose, attrs={"perm": REQUIRED},
+primitive("transpose", "view", infer=_infer_transpose, attrs={"perm": REQUIRED}, ragged=each,
           numpy=lambda x, *, perm: np.transpose(x, perm),
           vjp=lambda m, ct, y, x, *, perm: (m.transpose(ct, perm=inverse(perm)),),
           torch="a.permute(perm)",
@@ -80,6 +81,7 @@ def _infer_broadcast_to(x: TensorType, *, shape: tuple[Dim, ...]) -> TensorType:
 
 
 primitive("broadcast_to", "view", infer=_infer_broadcast_to, attrs={"shape": REQUIRED},
+          ragged=each,
           numpy=lambda x, *, shape: np.broadcast_to(x, shape),
           vjp=lambda m, ct, y, x, *, shape: (ct,),  # differentiation undoes broadcasting
           torch="a.broadcast_to(shape)",
@@ -116,7 +118,7 @@ def _slice_vjp(m, ct, y, x, *, starts, stops, steps):
     return (m.pad(ct, lo=tuple(lo), hi=tuple(hi), interior=tuple(interior)),)
 
 
-primitive("slice", "view", infer=_infer_slice,
+primitive("slice", "view", infer=_infer_slice, ragged=cut,
           attrs={"starts": REQUIRED, "stops": REQUIRED, "steps": REQUIRED},
           numpy=lambda x, *, starts, stops, steps: x[_slices(x.ndim, starts, stops, steps)],
           vjp=_slice_vjp,
@@ -130,7 +132,7 @@ def _infer_reverse(x: TensorType, *, axes: tuple[int, ...]) -> TensorType:
     return x
 
 
-primitive("reverse", "view", infer=_infer_reverse, attrs={"axes": REQUIRED},
+primitive("reverse", "view", infer=_infer_reverse, attrs={"axes": REQUIRED}, ragged=turned,
           numpy=lambda x, *, axes: np.flip(x, axes),
           vjp=lambda m, ct, y, x, *, axes: (m.reverse(ct, axes=axes),), torch="a.flip(axes)",
           samples=("x:[3,4] | axes=(0, 1)", "x:[5] | axes=(0,)"),
@@ -175,7 +177,7 @@ def _pad_vjp(m, ct, y, x, *, lo, hi, interior, value):
     return (m.slice(back, starts=zero, stops=back.shape, steps=tuple(i + 1 for i in between)),)
 
 
-primitive("pad", "view", infer=_infer_pad, numpy=_numpy_pad, vjp=_pad_vjp,
+primitive("pad", "view", infer=_infer_pad, numpy=_numpy_pad, vjp=_pad_vjp, ragged=bordered,
           attrs={"lo": REQUIRED, "hi": REQUIRED, "interior": (), "value": 0.0},
           samples=("x:[2,3] | lo=(1, 0), hi=(0, 2)",
                    "x:[2,3] | lo=(0, 1), hi=(1, 1), interior=(1, 2)",
@@ -227,6 +229,7 @@ def _concat_vjp(m, ct, y, *xs, axis):
 
 
 primitive("concat", "view", infer=_infer_concat, arity=(1, -1), attrs={"axis": 0},
+          ragged=joined,
           numpy=lambda *xs, axis: np.concatenate(xs, axis), vjp=_concat_vjp,
           samples=("x:[2,3] y:[4,3]", "x:[2,3] y:[2,1] z:[2,2] | axis=-1"),
           torch="torch.cat([a, b] if n == 2 else [a, b, c], axis)",

@@ -30,7 +30,8 @@ from lamina.runtime.cpu.threads import TIMER, WALKER, Call, Rounds, Table, Threa
 from lamina.runtime.memory import require_memory
 from lamina.runtime.program import THREADS, Program, evaluate
 
-PLANS_KEPT = 8
+PLANS_KEPT = 64  # texts come in some dozens of shapes
+PLANS_BYTES = 1 << 28  # of inputs and outputs of kept plans, the present one aside
 LARGE = 1 << 28  # bytes of a run for which the machine's memory is asked first
 _CANARY = 0xC5
 _SIGNALLING_NAN = np.uint32(0x7FA00000)
@@ -51,6 +52,11 @@ class _Ready:
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     table: Table | None = None
     arena: int = -1  # identity of the arena that the blocks point into
+
+    @property
+    def bytes(self) -> int:
+        """The memory that is held for this plan alone."""
+        return sum(memory.nbytes for memory in self.owned.values())
 
 
 class Executor:
@@ -248,12 +254,20 @@ class Executor:
         if ready is None:
             ready = self._allocate_plan(make_plan(self.program, bound))
             self._plans[key] = ready
-            if len(self._plans) > PLANS_KEPT:
-                self._plans.popitem(last=False)
+            self._forget()
         self._plans.move_to_end(key)
         if ready.arena != self._arena.ctypes.data:  # it has grown since this plan was last used
             self._address(ready)
         return ready
+
+    def _forget(self) -> None:
+        """Drop the plans that were not used for longest, as far as they are too many or too large.
+
+        The one made last stays.
+        """
+        held = sum(ready.bytes for ready in self._plans.values())
+        while len(self._plans) > 1 and (len(self._plans) > PLANS_KEPT or held > PLANS_BYTES):
+            held -= self._plans.popitem(last=False)[1].bytes
 
     def _allocate_plan(self, plan: Plan) -> _Ready:
         buffers = self.program.buffers

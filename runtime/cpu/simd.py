@@ -14,7 +14,7 @@ Kernel texts import names from here and nothing else:
     f32, f64, i32, i64, u8                      number types, for constants and casts
     f32ptr(address) ... u8ptr(address)          typed pointers, indexed by integers
     f32mem(address, n) ... u8mem(address, n)    the same; memory of another number n < 32 lies apart
-    local_f32(n), local_i64(n)                  address of n items on the stack, n a literal
+    local_f32(n), _f64, _i32, _i64               address of n items on the stack, n a literal
     select(c, a, b), maximum, minimum           no branch; NaN as in NumPy
     plus(a, b)                                  a sum whose order is free, for reductions
     exp, log, tanh, sigmoid, erf, sqrt, rsqrt, pow, sin, cos, log1p, expm1, floor
@@ -171,6 +171,8 @@ def _local(storage: ir.Type):
 
 
 local_f32 = _local(F32)
+local_f64 = _local(F64)
+local_i32 = _local(I32)
 local_i64 = _local(I64)
 
 # --- choice ----------------------------------------------------------------------------------

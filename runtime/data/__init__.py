@@ -5,8 +5,9 @@
 """
 
 from lamina.runtime.data.batches import Batch, Batches, prefetch
-from lamina.runtime.data.dataset import Dataset, Input, check_stages, feed, open_data
+from lamina.runtime.data.dataset import Dataset, Input, check_stages, open_data
 from lamina.runtime.data.errors import CODES, DataError
+from lamina.runtime.data.feeding import feed
 from lamina.runtime.data.stage import Stage
 
 __all__ = [

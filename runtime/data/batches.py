@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lamina.runtime.data.dataset import Dataset
+from lamina.runtime.data.sequences import cut_batches
+from lamina.runtime.data.source import Rows
 from lamina.runtime.errors import show
 
 DEPTH = 4  # batches prepared ahead
@@ -18,12 +20,20 @@ DEPTH = 4  # batches prepared ahead
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`arrays` by field; `position` counts batches in the epoch from 0, `size` examples."""
+    """`arrays` by field, a list where lengths differ.
+
+    `position` counts batches in the epoch from 0; `indices` are the examples', int64 [size].
+    """
 
     epoch: int
     position: int
-    size: int
-    arrays: dict[str, np.ndarray]
+    indices: np.ndarray
+    arrays: dict[str, Rows]
+
+    @property
+    def size(self) -> int:
+        """How many examples."""
+        return len(self.indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,8 @@ class Batches:
     """A dataset cut into batches of `size` examples.
 
     `drop_last` leaves out the last short batch (training does; another order leaves out others in
-    each epoch), unless it is the only one.
+    each epoch), unless it is the only one. Where the data says `bucket`, batches are of like length
+    instead, of as many examples as fit, and none is left out.
     """
 
     dataset: Dataset
@@ -40,29 +51,32 @@ class Batches:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
+        if self.dataset.tokens:
+            return len(self._cut(0))
         whole, rest = divmod(len(self.dataset), self.size)
         return whole if whole and (self.drop_last or not rest) else whole + 1
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from position `start`: the same however they are reached."""
-        order = self.dataset.order(epoch)
-        for position in range(start, len(self)):
-            indices = order[position * self.size : (position + 1) * self.size]
-            arrays = self.dataset.fetch(indices, epoch)
-            yield Batch(epoch, position, len(indices), arrays)
+        for position, indices in enumerate(self._cut(epoch)[start:], start):
+            yield Batch(epoch, position, indices, self.dataset.fetch(indices, epoch))
+
+    def _cut(self, epoch: int) -> list[np.ndarray]:
+        """The examples of each batch."""
+        data, order = self.dataset, self.dataset.order(epoch)
+        if data.tokens:
+            return cut_batches(data.source, data.tokens, order, data.seed, epoch, data.shuffled)
+        starts = range(0, len(self) * self.size, self.size)
+        return [order[start : start + self.size] for start in starts]
 
     def broken(self, batch: Batch, fields: Iterable[str]) -> str:
         """The first NaN or infinity in a batch's fields, in words; empty where all is finite."""
         for name in fields:
-            rows = batch.arrays[name].reshape(batch.size, -1)
-            wrong = ~np.isfinite(rows)
-            if not wrong.any():
-                continue
-            row = int(wrong.any(axis=1).argmax())
-            word = "NaN" if np.isnan(rows[row]).any() else "an infinity"
-            index = self.dataset.order(batch.epoch)[batch.position * self.size + row]
-            place = self.dataset.source.name(int(index))
-            return f"the data's field `{show(name)}` holds {word} in {place}"
+            for index, row in zip(batch.indices, batch.arrays[name], strict=True):
+                if not np.isfinite(row).all():
+                    word = "NaN" if np.isnan(row).any() else "an infinity"
+                    place = self.dataset.source.name(int(index))
+                    return f"the data's field `{show(name)}` holds {word} in {place}"
         return ""
 
 

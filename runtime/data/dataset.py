@@ -1,21 +1,32 @@
-"""A source with its transforms, and how its fields meet a program's inputs."""
+"""A source with its transforms: the examples that batches are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.mixing import Mixup, check_mixup, mix, one_hot
-from lamina.runtime.data.pairs import MASK, Pairs
-from lamina.runtime.data.pictures import Pictures
-from lamina.runtime.data.sources import SOURCES, Source, check_source, closed_source
-from lamina.runtime.data.split import check_split, split_source, undivided
+from lamina.runtime.data.mixing import Mixup, check_mixup, mix
+from lamina.runtime.data.pairs import MASK
+from lamina.runtime.data.sequences import (
+    MARKS,
+    check_bucket,
+    check_longest,
+    check_mark,
+    check_marked,
+    leave_out,
+    require_room,
+)
+from lamina.runtime.data.source import Rows, Source
+from lamina.runtime.data.sources import SOURCES, check_source, closed_source, source_fields
+from lamina.runtime.data.split import check_split, chosen_of, split_source, undivided
 from lamina.runtime.data.stage import Stage, call, check_call
+from lamina.runtime.data.texts import CHECKS, Texts, field_codings
 from lamina.runtime.data.transforms import (
     TRANSFORMS,
     Draw,
@@ -24,22 +35,23 @@ from lamina.runtime.data.transforms import (
     as_float,
     shuffled_order,
 )
+from lamina.runtime.data.vocabulary import UNKNOWN, Vocabulary, require_same_coding
+from lamina.runtime.data.windows import LongText
 from lamina.runtime.errors import did_you_mean, show
 
 MAX_STAGES = 100
 TRUTH = "truth"  # the field of boxes, which follow where transforms move pixels
-_FIELDS = ("image", "label")
-_CHECKS = {"shuffle": lambda: None, "split": check_split, "mixup": check_mixup}
+_CHECKS = {"shuffle": lambda: None, "split": check_split, "mixup": check_mixup, "bos": check_mark,
+           "eos": check_mark, "longest": check_longest, "bucket": check_bucket}
 _OTHERS = tuple(_CHECKS)  # neither a source nor a transform of one picture
-_DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64,
-           "bool": np.bool_}
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """A program's data input and the field that feeds it.
 
-    `shape` has the batch first; a name stands for any size (the same one wherever it occurs).
+    `shape` has the batch first; a name stands for any size (the same one wherever it occurs). Where
+    there is an input "S~" [batch], sizes named "S" differ from example to example: it takes them.
     `limit`: values must lie in 0 to limit - 1 (labels, token numbers); 0 means not checked.
     `field`: the data's field; when empty, the one of the input's name, else one that no other
     input claims by its name.
@@ -65,7 +77,9 @@ class Dataset:
     """Examples after their transforms, which work on the first field.
 
     Other fields named `mask` (pictures) or `truth` (boxes [M, 4]: left, top, right, bottom in
-    pixels) follow where pixels move, by the same draws.
+    pixels) follow where pixels move, by the same draws. `tokens`: the positions of a batch of texts
+    of like length (0: batches as they come). `vocabularies` are those of the fields that are texts,
+    `unknown` counts each one's tokens that are not in it; `notes` are what a user should be told.
     """
 
     source: Source
@@ -73,6 +87,10 @@ class Dataset:
     shuffled: bool = False
     seed: int = 0
     mixing: Mixup | None = None
+    tokens: int = 0
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -93,8 +111,9 @@ class Dataset:
             return shuffled_order(len(self), self.seed, epoch)
         return np.arange(len(self))
 
-    def fetch(self, indices: np.ndarray, epoch: int = 0) -> dict[str, np.ndarray]:
-        """Examples by field, float32 or int32 with the batch first.
+    def fetch(self, indices: np.ndarray, epoch: int = 0) -> dict[str, Rows]:
+        """Examples by field, float32 or int32 with the batch first; a list of texts that differ in
+        length.
 
         A pure function of (seed, epoch, indices). Raises DataError E604 and E609 naming the file.
         """
@@ -110,7 +129,7 @@ class Dataset:
             error.line = error.line or self.mixing.line
             raise
 
-    def _transformed(self, indices: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+    def _transformed(self, indices: np.ndarray, epoch: int) -> dict[str, Rows]:
         fields = self.source.read(indices)
         first = self.fields[0]
         moved = {first: _even(fields[first])}
@@ -129,10 +148,14 @@ class Dataset:
                 boxes = _followed(step.apply, boxes, before, draw)
         out = dict(fields) if boxes is None else {**fields, TRUTH: boxes}
         for name, values in moved.items():
-            if not isinstance(values, np.ndarray):
+            if isinstance(values, np.ndarray):
+                out[name] = np.ascontiguousarray(values[:, 0] if flat and name == MASK else values)
+            elif values[0].ndim > 1:
                 raise self._ragged(values, indices)
-            out[name] = np.ascontiguousarray(values[:, 0] if flat and name == MASK else values)
-        return {key: _number(value) for key, value in out.items()}
+            else:
+                out[name] = values
+        return {key: [_number(row) for row in value] if isinstance(value, list) else _number(value)
+                for key, value in out.items()}
 
     def _boxes(self, fields: Mapping[str, Any]) -> np.ndarray | None:
         """The field of boxes, if there is one."""
@@ -186,18 +209,43 @@ def _followed(moving: Transform, boxes: np.ndarray, pictures, draw: Draw) -> np.
                            for i, picture in enumerate(pictures)])
 
 
-def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0) -> Dataset:
+def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0,
+              vocabularies: Mapping[str, Vocabulary] | None = None) -> Dataset:
     """The dataset that a pipeline describes; relative paths start at `folder`.
 
+    Texts are coded by `vocabularies` (those that the model was trained with), or by their own.
     Raises DataError (E601 to E613) naming the file or the call.
     """
-    closed = closed_data(stages, seed)
-    source = call(stages[0], SOURCES[stages[0].name], folder=Path(folder))
-    for stage in stages[1:]:
-        if stage.name == "split":
-            chosen = call(stage, check_split)
-            source = split_source(source, *chosen)
-    return replace(closed, source=source)
+    closed, given = closed_data(stages, seed), vocabularies or {}
+    first = stages[0]
+    source: Source = call(first, SOURCES[first.name], folder=Path(folder), vocabularies=given)
+    for stage in _named(stages, "split"):
+        source = split_source(source, *call(stage, check_split))
+    found: Mapping[str, Vocabulary] = {}
+    raw = undivided(source)
+    if isinstance(raw, Texts | LongText):
+        _at_line(first, lambda: require_same_coding(raw.makings, given))
+        source, found = raw.coded(chosen_of(source), given, marks_of(stages))
+    notes = []
+    for stage in _named(stages, "longest"):
+        source, told = _at_line(stage, partial(leave_out, source, call(stage, check_longest)))
+        notes += [told] * bool(told)
+    for stage in _named(stages, "bucket"):
+        _at_line(stage, partial(require_room, source, closed.tokens))
+    unknown = {key: int((source.column(key) == UNKNOWN).sum()) for key, one in found.items()
+               if not one.closed}
+    return replace(closed, source=source, vocabularies=found, unknown=unknown, notes=tuple(notes))
+
+
+def _named(stages: Sequence[Stage], *names: str) -> list[Stage]:
+    """The transforms of these names."""
+    return [stage for stage in stages[1:] if stage.name in names]
+
+
+def marks_of(stages: Sequence[Stage]) -> dict[str, tuple[bool, bool]]:
+    """Which fields get <bos> and <eos>."""
+    marked = [(stage.name, call(stage, check_mark)) for stage in _named(stages, *MARKS)]
+    return {key: (("bos", key) in marked, ("eos", key) in marked) for _, key in marked}
 
 
 def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
@@ -209,8 +257,10 @@ def closed_data(stages: Sequence[Stage], seed: int = 0) -> Dataset:
     arguments = check_call(stages[0], SOURCES[stages[0].name], folder=Path()).arguments
     source = closed_source(stages[0].name, arguments, fields)
     mixing = [replace(call(stage, check_mixup), line=stage.line)
-              for stage in stages if stage.name == "mixup"]
-    return Dataset(source, transforms, shuffled, seed, mixing[-1] if mixing else None)
+              for stage in _named(stages, "mixup")]
+    tokens = [call(stage, check_bucket) for stage in _named(stages, "bucket")]
+    return Dataset(source, transforms, shuffled, seed, mixing[-1] if mixing else None,
+                   tokens[-1] if tokens else 0)
 
 
 def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
@@ -220,18 +270,20 @@ def check_stages(stages: Sequence[Stage]) -> tuple[str, ...]:
                         + did_you_mean("", SOURCES).removeprefix("there are: "))
     if len(stages) > MAX_STAGES:
         raise DataError("E613", f"a data pipeline has at most {MAX_STAGES} calls")
-    for index, stage in enumerate(stages):
-        check_stage(stage, index == 0)
-    first = stages[0]
-    if first.name == "arrays":
-        return tuple(key for key, _ in first.kwargs if key not in ("file", "names"))
-    return ("image", MASK) if first.name == "pairs" else _FIELDS
+    first, *rest = stages
+    check_stage(first)
+    for stage in rest:
+        check_stage(stage, first)
+    return source_fields(first.name, check_call(first, SOURCES[first.name]).arguments)
 
 
-def check_stage(stage: Stage, first: bool) -> None:
-    """Raise DataError for a wrong call: the first of a pipeline is a source, no other is."""
-    if not first:
-        _check_transform(stage)
+def check_stage(stage: Stage, source: Stage | None = None) -> None:
+    """Raise DataError for a wrong call: the first of a pipeline is a source, no other is.
+
+    `source` is the pipeline's source, for all calls but the first.
+    """
+    if source is not None:
+        _check_transform(stage, source)
         return
     if stage.name not in SOURCES:
         _not_a_source(stage)
@@ -239,16 +291,20 @@ def check_stage(stage: Stage, first: bool) -> None:
     _at_line(stage, lambda: check_source(stage.name, bound.arguments))
 
 
-def _at_line(stage: Stage, check: Callable[[], None]) -> None:
+def _at_line(stage: Stage, action: Callable[[], Any]) -> Any:
+    """What an action gives; its DataError names the stage's line."""
     try:
-        check()
+        return action()
     except DataError as error:
         error.line = error.line or stage.line
         raise
 
 
-def _check_transform(stage: Stage) -> None:
-    if stage.name in _CHECKS:
+def _check_transform(stage: Stage, source: Stage) -> None:
+    if stage.name in MARKS:
+        codings = field_codings(source.kwargs) if source.name in CHECKS else {}
+        _at_line(stage, partial(check_marked, stage.name, call(stage, check_mark), codings))
+    elif stage.name in _CHECKS:
         call(stage, _CHECKS[stage.name])
     elif stage.name in TRANSFORMS:
         call(stage, TRANSFORMS[stage.name])
@@ -265,178 +321,6 @@ def _not_a_source(stage: Stage) -> None:
                         did_you_mean("", SOURCES), stage.line)
     raise DataError("E606", f"there is no data source `{show(stage.name)}`",
                     did_you_mean(stage.name, SOURCES), stage.line)
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """How a field becomes an input: its NumPy type; `classes`: labels become shares of them."""
-
-    field: str
-    key: str
-    kind: type
-    classes: int = 0
-
-    def take(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The input's array from a batch's fields."""
-        value = arrays[self.field]
-        if self.classes and value.dtype == np.int32:
-            value = one_hot(value, self.classes)
-        return value.astype(self.kind, copy=False)
-
-
-def feed(dataset: Dataset, inputs: Sequence[Input]) -> tuple[Feed, ...]:
-    """How each input is fed, after checking that the data fits.
-
-    Class numbers feed an input of shares [B, classes] as well. Looks at one example and, where
-    numbers are limited, at all labels. Raises DataError E609 (size), E610 (label out of range),
-    E611 (missing field or wrong type).
-    """
-    names = match_fields(dataset.fields, inputs)
-    example = dataset.fetch(np.array([0]))
-    symbols: dict[str, int] = {}
-    plan = []
-    for name, entry in zip(names, inputs, strict=True):
-        value, classes = example[name], _shared_among(entry, example[name])
-        if entry.dtype[0] in "ib" and value.dtype != np.int32:
-            raise _not_whole(dataset, name, entry)
-        shape = (*value.shape, classes) if classes else value.shape
-        _check_shape(dataset, name, shape, entry, symbols)
-        if classes or entry.limit:
-            _check_limit(dataset, name, classes or entry.limit)
-        plan.append(Feed(name, entry.key, _DTYPES[entry.dtype], classes))
-    return tuple(plan)
-
-
-def _shared_among(entry: Input, value: np.ndarray) -> int:
-    """The classes of an input of shares that class numbers feed; 0 for any other."""
-    fits = len(entry.shape) == value.ndim + 1 == 2 and isinstance(entry.shape[1], int)
-    return int(entry.shape[1]) if fits and value.dtype == np.int32 and entry.dtype[0] == "f" else 0
-
-
-def _not_whole(dataset: Dataset, name: str, entry: Input) -> DataError:
-    mixed = dataset.mixing is not None
-    return DataError("E611", f"the model's input `{show(entry.key)}` takes whole numbers; the "
-                     f"data's field `{show(name)}` holds " + ("shares that `mixup` made" if mixed
-                                                            else "real ones"),
-                     f"declare it as shares: target {show(entry.key)}: f32[B, CLASSES]"
-                     if mixed else "")
-
-
-def require_classes(dataset: Dataset, classes: Sequence[str]) -> None:
-    """E611 unless the data has the classes that the model is trained on (where both name them).
-
-    A class folder that is missing on one side would shift the numbers of those that follow.
-    """
-    if not classes or not dataset.classes or tuple(classes) == dataset.classes:
-        return
-    lost = [show(name) for name in classes if name not in dataset.classes]
-    new = [show(name) for name in dataset.classes if name not in classes]
-    parts = [f"{word} {', '.join(f'`{name}`' for name in names[:4])}" for word, names in
-             (("missing:", lost), ("new:", new)) if names]
-    raise DataError("E611", "the data to evaluate on has other classes than the training data ("
-                    + ("; ".join(parts) or "in another order") + ")",
-                    "give both the same class folders")
-
-
-def match_fields(fields: Sequence[str], inputs: Sequence[Input]) -> list[str]:
-    """The field of each input: by name, else the one that is left where that is unambiguous."""
-    wanted = [entry.field or (entry.key if entry.key in fields else "") for entry in inputs]
-    left = [field for field in fields if field not in wanted]
-    lost = [entry for entry, name in zip(inputs, wanted, strict=True) if not name]
-    sure = len(left) == len(lost) == 1 or tuple(fields) == _FIELDS  # pictures go by place
-    rest = iter(left if sure else ())
-    found = [name or next(rest, "") for name in wanted]
-    for entry, name in zip(inputs, found, strict=True):
-        if name not in fields:
-            raise _no_field(entry, fields, left)
-    return found
-
-
-def _no_field(entry: Input, fields: Sequence[str], left: Sequence[str]) -> DataError:
-    close = did_you_mean(entry.field or entry.key, left)
-    listed = ", ".join(f"`{show(field)}`" for field in fields)
-    return DataError("E611", "no field of the data feeds the model's input "
-                     f"`{show(entry.key)}`; the data has {listed}",
-                     show(close) if close.startswith("did") else
-                     "name a field of the data after each input and target of the recipe")
-
-
-def _check_shape(dataset: Dataset, name: str, shape: tuple, entry: Input, symbols: dict[str, int]
-                 ) -> None:
-    wanted = entry.shape[1:]
-    expected = [size if isinstance(size, int) else symbols.setdefault(size, actual)
-                for size, actual in zip(wanted, shape[1:], strict=False)]
-    if not entry.shape or (len(wanted) == len(shape) - 1 and expected == list(shape[1:])):
-        return
-    found = " x ".join(map(str, shape[1:])) or "a single number"
-    asked = " x ".join(map(str, wanted)) or "a single number"
-    help = ""
-    if len(expected) == len(wanted) == len(shape) - 1 == 3:
-        help = "; ".join([*_other_channels(dataset, name, entry, shape[1], expected[0]),
-                          *_other_size(dataset, name, shape[2:], expected[1:])])
-    pictures = " (channels, height, width)" * (len(wanted) == 3)
-    raise DataError("E609", f"the model's input `{show(entry.key)}` takes {asked}; the data's "
-                    f"field `{show(name)}` has {found}{pictures}", help)
-
-
-def _other_channels(dataset: Dataset, name: str, entry: Input, found: int, wanted: int
-                    ) -> list[str]:
-    """What gives pictures the channels that the model takes."""
-    if found == wanted:
-        return []
-    whole = undivided(dataset.source)
-    if isinstance(whole, Pictures | Pairs) and name == dataset.fields[0] and wanted in (1, 3):
-        source = "pairs" if isinstance(whole, Pairs) else "images"
-        return [f"write channels={wanted} in {source}(...)"]
-    return [f"give the model's input `{show(entry.key)}` {found} "
-            f"channel{'s' * (found != 1)}"]
-
-
-def _other_size(dataset: Dataset, name: str, found: Sequence[int], wanted: Sequence[int]
-                ) -> list[str]:
-    """The transforms that give pictures the height and width that the model takes."""
-    if list(found) == list(wanted) or name not in (dataset.fields[0], MASK):
-        return []
-    height, width = wanted
-    size = str(height) if height == width else f"[{height}, {width}]"
-    ways = [f"resize({size})"]
-    if height <= found[0] and width <= found[1]:
-        ways.insert(0, f"center_crop({size})")
-    border, rest = divmod(height - found[0], 2)
-    if border > 0 and not rest and width - found[1] == 2 * border:
-        ways.insert(0, f"pad({border})")
-    return [f"{' or '.join(ways)} in the data pipeline gives {height} x {width} pixels"]
-
-
-def _check_limit(dataset: Dataset, name: str, limit: int) -> None:
-    whole = undivided(dataset.source)
-    if isinstance(whole, Pairs):  # `classes` bounds what its files hold
-        _check_count(whole.count or 0, limit)
-        return
-    values = dataset.source.column(name)
-    wrong = np.flatnonzero(outside(values, limit).reshape(len(values), -1).any(axis=1))
-    if wrong.size:
-        first = int(wrong[0])
-        value = values[first].reshape(-1)
-        value = value[outside(value, limit)][0]
-        raise DataError(
-            "E610",
-            f"{dataset.source.name(first)}: `{show(name)}` is {value}; the model takes 0 to "
-            f"{limit - 1} ({wrong.size:,} of {len(values):,} examples are out of range)",
-            f"give the model {int(values.max()) + 1} classes, or correct the data"
-            if values.min() >= 0 else "correct the data: numbers start at 0",
-        )
-
-
-def _check_count(count: int, limit: int) -> None:
-    if count > limit:
-        raise DataError("E610", f"the masks have {count} classes, the model {limit}",
-                        f"give the model {count} classes, or write pairs(..., classes={limit})")
-
-
-def outside(values: np.ndarray, limit: int) -> np.ndarray:
-    """Where whole numbers are not in 0 to limit - 1."""
-    return (values < 0) | (values >= limit)
 
 
 def _even(values: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

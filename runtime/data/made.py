@@ -5,21 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.source import Arrays, Source
 from lamina.runtime.data.stage import whole
 from lamina.runtime.random import philox_uniform
 
-BLANK = 0
 
-
-def copy_examples(lag: int, symbols: int, length: int, examples: int, seed: int
-                  ) -> dict[str, np.ndarray]:
+def copy_task(lag: int = 30, symbols: int = 8, length: int = 1, examples: int = 10_000,
+              seed: int = 0) -> Source:
     """Sequences whose first symbols must be said again `lag` steps after they were seen.
 
-    `ids`, int32 [examples, length + lag]: `length` symbols from 1 to `symbols`, blanks (0), and at
-    step `lag` the sign to speak (`symbols` + 1), after it blanks. `copy`, int32 [examples, length]:
-    the symbols from 0, which belong to the last `length` steps. The same for the same seed. After
-    Hochreiter and Schmidhuber (1997) and Arjovsky, Shah and Bengio (2016). Raises DataError E608.
+    `ids`, int32 [length + lag]: `length` symbols from 1 to `symbols`, blanks (0), at step `lag` the
+    sign to speak (`symbols` + 1), after it blanks. `copy`, int32 [length]: the symbols from 0, one
+    for each of the last steps. The same for the same seed. After Hochreiter and Schmidhuber (1997)
+    and Arjovsky, Shah and Bengio (2016). Raises DataError E608.
     """
+    check_copy_task(lag, symbols, length, examples, seed)
+    uniform = philox_uniform(seed, 0, np.arange(examples * length)).reshape(examples, length)
+    copy = (uniform * np.float32(symbols)).astype(np.int32)
+    ids = np.zeros((examples, length + lag), np.int32)
+    ids[:, :length] = copy + 1
+    ids[:, lag] = symbols + 1
+    return Arrays({"ids": ids, "copy": copy}, place="copy_task")
+
+
+def check_copy_task(lag: int = 30, symbols: int = 8, length: int = 1, examples: int = 10_000,
+                    seed: int = 0) -> None:
+    """Raise DataError E608 for arguments that make no task."""
     whole("lag", lag, 1, 100_000)
     whole("symbols", symbols, 2, 10_000)
     whole("length", length, 1, 10_000)
@@ -28,9 +39,3 @@ def copy_examples(lag: int, symbols: int, length: int, examples: int, seed: int
     if lag < length:
         raise DataError("E608", f"`lag` is {lag}, less than the {length} symbols to copy",
                         "let it be at least `length`: a symbol is said when all have been seen")
-    uniform = philox_uniform(seed, 0, np.arange(examples * length)).reshape(examples, length)
-    copy = (uniform * np.float32(symbols)).astype(np.int32)
-    ids = np.full((examples, length + lag), BLANK, np.int32)
-    ids[:, :length] = copy + 1
-    ids[:, lag] = symbols + 1
-    return {"ids": ids, "copy": copy}

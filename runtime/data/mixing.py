@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
+from lamina.runtime.data.source import Rows
 from lamina.runtime.data.stage import real, whole
 from lamina.runtime.data.transforms import Draw
 from lamina.runtime.errors import show
@@ -53,8 +54,8 @@ def smaller_share(alpha: float, uniform: np.ndarray) -> np.ndarray:
     return np.interp(uniform, total / total[-1], s) ** (1 / alpha)
 
 
-def mix(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], share: np.ndarray,
-        classes: int) -> dict[str, np.ndarray]:
+def mix(one: Mapping[str, Rows], other: Mapping[str, Rows], share: np.ndarray, classes: int
+        ) -> dict[str, Rows]:
     """Every field of `one` with `share` [N] of that of `other`; labels as shares of `classes`."""
     return {key: _blend(_shares(key, value, classes), _shares(key, other[key], classes), share)
             for key, value in one.items()}
@@ -70,7 +71,10 @@ def _blend(one: np.ndarray, other: np.ndarray, share: np.ndarray) -> np.ndarray:
     return one * (1 - part) + other * part
 
 
-def _shares(key: str, value: np.ndarray, classes: int) -> np.ndarray:
+def _shares(key: str, value: Rows, classes: int) -> np.ndarray:
+    if isinstance(value, list):
+        raise DataError("E609", f"`mixup` cannot mix the texts of `{show(key)}`",
+                        "it mixes pictures and one label each")
     if value.dtype != np.int32:
         return value
     if value.ndim != 1:

@@ -58,6 +58,10 @@ class Pairs:
         """A pair has no number of its own. Raises DataError E611."""
         raise DataError("E611", f"`{show(field)}` holds pictures, not one whole number each")
 
+    def lengths(self, field: str) -> np.ndarray | None:
+        """Pairs are no texts."""
+        return None
+
     def _picture(self, index: int) -> np.ndarray:
         path = self.files[index]
         return self.memory.get(path, lambda: decode(path, self.size, self.channels))

@@ -83,6 +83,10 @@ class Pictures:
             raise DataError("E611", "pictures cannot feed an input of whole numbers")
         return self.labels
 
+    def lengths(self, field: str) -> np.ndarray | None:
+        """Pictures are no texts."""
+        return None
+
     def _picture(self, index: int) -> np.ndarray:
         path = self.files[index]
         return self.memory.get(path, lambda: decode(path, self.size, self.channels))

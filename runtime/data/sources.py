@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
-from lamina.runtime.data.made import copy_examples
+from lamina.runtime.data.made import check_copy_task, copy_task
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.pairs import Pairs, open_pairs
 from lamina.runtime.data.pictures import Pictures, open_pictures
-from lamina.runtime.data.stage import bad, height_width, text, truth, whole
+from lamina.runtime.data.source import Arrays, Source
+from lamina.runtime.data.stage import Stage, bad, height_width, text, truth, whole
+from lamina.runtime.data.texts import CHECKS, conll, tsv
+from lamina.runtime.data.windows import NEXT, check_series, check_text, long_text, series
 from lamina.runtime.errors import did_you_mean, show
 
 DIGITS = tuple("0123456789")
@@ -26,79 +28,10 @@ _TEXTS = ("file", "folder", "images", "labels", "masks")  # arguments that are n
 _MNIST = Path(__file__).parent / "mnist"
 
 
-class Source(Protocol):
-    """Examples by index. Pictures are uint8 or float32 [N, C, H, W], labels int32 [N]."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of what `read` gives, in order."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, or nothing."""
-        ...
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Damaged files that were left out."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """Where an example lies, for messages."""
-        ...
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Examples by field; a list where sizes differ."""
-        ...
-
-    def column(self, field: str) -> np.ndarray:
-        """A field of whole numbers for all examples."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Arrays:
-    """Examples that lie in memory: one array per field, of equal length."""
-
-    arrays: Mapping[str, np.ndarray]
-    classes: tuple[str, ...] = ()
-    place: str = ""
-    skipped: tuple[str, ...] = ()
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of the arrays."""
-        return tuple(self.arrays)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def name(self, index: int) -> str:
-        """Where an example lies."""
-        return f"example {index} of {self.place}"
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Copies of the rows."""
-        return {key: array[indices] for key, array in self.arrays.items()}
-
-    def column(self, field: str) -> np.ndarray:
-        """The whole array of a field."""
-        return self.arrays[field]
-
-
 def mnist(part: str) -> Source:
     """The shipped digits, part "train" (8,500) or "test" (1,500): image [1, 28, 28], label."""
     _check_part(part)
     return _labelled(_MNIST / f"{part}-images.idx.gz", _MNIST / f"{part}-labels.idx.gz", DIGITS)
-
-
-def copy_task(lag: int = 30, symbols: int = 8, length: int = 1, examples: int = 10_000,
-              seed: int = 0) -> Source:
-    """Sequences to keep in mind: ids [length + lag], copy [length]; another seed, other ones."""
-    return Arrays(copy_examples(lag, symbols, length, examples, seed), place="copy_task")
 
 
 def fashion_mnist(folder: str, part: str = "train", _folder: Path = Path()) -> Source:
@@ -185,13 +118,31 @@ def _class_count(classes: object) -> int | None:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "mnist": mnist,
-    "copy_task": copy_task,
     "fashion_mnist": fashion_mnist,
     "idx": idx,
     "arrays": arrays,
     "images": images,
     "pairs": pairs,
+    "copy_task": copy_task,
+    "tsv": tsv,
+    "conll": conll,
+    "text": long_text,
+    "series": series,
 }
+_FIELDS = {"pairs": ("image", "mask"), "copy_task": ("ids", "copy"), "text": ("text", NEXT),
+           "series": ("past", "future")}
+# Of other arguments than files.
+_MAKINGS = {**CHECKS, "text": check_text, "series": check_series, "copy_task": check_copy_task}
+
+
+def source_fields(name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of what a source gives, by its call's arguments."""
+    return tuple(arguments.get("fields", _FIELDS.get(name, ("image", "label"))))
+
+
+def holds_texts(stages: Sequence[Stage]) -> bool:
+    """Whether a pipeline's source is coded by vocabularies."""
+    return bool(stages) and stages[0].name in (*CHECKS, "text")
 
 
 def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]) -> Source:
@@ -202,6 +153,9 @@ def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]
     if name == "pairs":
         size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
         return Pairs((), (), size, channels, arguments.get("classes"))
+    if name in _MAKINGS:
+        kind = np.float32 if name == "series" else np.int32
+        return Arrays(dict.fromkeys(fields, np.zeros(0, kind)))
     kinds = (np.float32,) * len(fields) if name == "arrays" else (np.uint8, np.int32)
     empty = {key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)}
     return Arrays(empty, _class_names(arguments.get("names")))
@@ -220,6 +174,12 @@ def _check_channels(channels: object) -> None:
 
 def check_source(name: str, arguments: Mapping[str, Any]) -> None:
     """What can be told about a source's arguments without a file. Raises DataError E608."""
+    if name in _MAKINGS:
+        rest = {key: value for key, value in arguments.items() if key not in ("file", "_folder")}
+        if "file" in arguments:
+            text("file", arguments["file"])
+        _MAKINGS[name](**rest)
+        return
     for key, value in arguments.items():
         if key == "part":
             _check_part(value)

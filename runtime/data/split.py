@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
-from lamina.runtime.data.sources import Source
+from lamina.runtime.data.source import Arrays, Source
 from lamina.runtime.data.stage import bad, real, whole
 from lamina.runtime.data.transforms import shuffled_order
 
@@ -52,6 +52,11 @@ class Subset:
         """A field of whole numbers for all chosen examples."""
         return self.source.column(field)[self.chosen]
 
+    def lengths(self, field: str) -> np.ndarray | None:
+        """How long each chosen example is."""
+        lengths = self.source.lengths(field)
+        return None if lengths is None else lengths[self.chosen]
+
 
 def check_split(part: str, share: float = 0.1, seed: int = 0) -> tuple[str, float, int]:
     """The arguments of `split("train", share=0.1)`, checked. Raises DataError E608."""
@@ -67,19 +72,43 @@ def split_source(source: Source, part: str, share: float, seed: int) -> Subset:
     """`share` of the source's examples for "valid", the others for "train".
 
     Each class (field `label`, whole numbers) gives its share, rounded so that at least one
-    example stays on each side. Raises DataError E605 for a class of one example.
+    example stays on each side. Of a series the end is held out, and no value is on both sides.
+    Raises DataError E605 for a class of one example, or a series too short.
     """
+    if isinstance(source, Arrays) and source.overlap:
+        return Subset(source, _stretch(source, part, share))
     labels = _labels(source)
     held = [_held(source, np.flatnonzero(labels == label), label, share, seed)
             for label in np.unique(labels)]
     valid = np.zeros(len(source), bool)
     valid[np.concatenate(held)] = True
-    return Subset(source, np.flatnonzero(valid if part == "valid" else ~valid))
+    return without(source, valid if part == "valid" else ~valid)
+
+
+def _stretch(source: Arrays, part: str, share: float) -> np.ndarray:
+    """The windows before or after the place where a series is cut."""
+    count = len(source)
+    first = count - max(1, round(count * share))
+    if first - source.overlap < 1:
+        raise DataError("E605", f"{source.place} is too short for a split: its {count:,} windows "
+                        f"overlap with {source.overlap:,} others each",
+                        "give a longer series, or shorter windows")
+    return np.arange(first, count) if part == "valid" else np.arange(first - source.overlap)
 
 
 def undivided(source: Source) -> Source:
     """The source that a part was taken of; any other source itself."""
     return source.source if isinstance(source, Subset) else source
+
+
+def chosen_of(source: Source) -> np.ndarray:
+    """The numbers of a part's examples in the undivided source."""
+    return source.chosen if isinstance(source, Subset) else np.arange(len(source))
+
+
+def without(source: Source, kept: np.ndarray) -> Subset:
+    """The examples of a source (or of its part) where `kept`, bool [N]."""
+    return Subset(undivided(source), chosen_of(source)[kept])
 
 
 def _labels(source: Source) -> np.ndarray:

@@ -55,6 +55,32 @@ def test_layers_are_those_of_pytorch(kind, target):
         assert np.abs(grad - known).max() <= 1e-4 * np.abs(known).max(), key
 
 
+@pytest.mark.parametrize("target", ["numpy", "cpu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_are_packed_sequences(kind, target):
+    # Sentences of different lengths: outputs, final states and every gradient of PyTorch's packed
+    # sequences, where the way back begins at each one's own end.
+    call, make = KINDS[kind]
+    text = f"model M {{\n  input x: f32[B, S~, 4]\n  output y = x -> r: {call}\n}}\n"
+    net, twin = lamina.loads(text).M(), make()
+    weights = net.init(1)
+    assert not any(twin.load_state_dict({theirs(k): torch.tensor(v) for k, v in weights.items()}))
+    lengths, rng = (3, 7, 1, 4), np.random.default_rng(0)
+    x = [rng.standard_normal((n, 4)).astype(np.float32) for n in lengths]
+    packed = torch.nn.utils.rnn.pack_sequence([torch.tensor(one) for one in x], False)
+    y, sizes = torch.nn.utils.rnn.pad_packed_sequence(twin(packed)[0], batch_first=True)
+    assert tuple(sizes) == lengths
+    loss = (y * y * torch.arange(7.0)[:, None]).sum()
+    loss.backward()
+    assert np.abs(net.compile(target)(weights, x=x)["y"] - y.detach().numpy()).max() < 1e-6
+    found, grads = net.value_and_grad(
+        "sum(y * y * iota(shape=(S, 1), axis=0, dtype=\"f32\"))", target=target)(weights, x=x)
+    assert float(found) == pytest.approx(float(loss.detach()), rel=1e-5)
+    for key, grad in grads.items():
+        known = getattr(twin, theirs(key)).grad.numpy()
+        assert np.abs(grad - known).max() <= 1e-4 * np.abs(known).max(), key
+
+
 def test_the_reset_gate_of_the_paper():
     # Cho and others let it act on the state before the product; a reader may want either.
     text = ("model M {\n  input x: f32[B, T, 4]\n"

@@ -132,7 +132,7 @@ def test_a_newer_format_is_not_called_damage(tmp_path):
     save_last(tmp_path, STATE, params())
     save_last(tmp_path, STATE, params())
     data = (tmp_path / LAST).read_bytes()
-    (tmp_path / LAST).write_bytes(data.replace(b'\\"format\\":2', b'\\"format\\":3'))
+    (tmp_path / LAST).write_bytes(data.replace(b'\\"format\\":3', b'\\"format\\":4'))
     assert code_of(load_last, tmp_path) == "E705"
 
 

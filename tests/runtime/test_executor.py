@@ -106,6 +106,21 @@ def test_another_size_compiles_nothing(kernel_cache, monkeypatch):
         np.testing.assert_array_equal(executor.run({"x": x})["y"], mirrored(x, 5))
 
 
+@pytest.mark.parametrize(("most", "room"), [(3, 1 << 30), (100, 3 * 8 * 4096)])
+def test_plans_of_many_sizes_are_bounded(kernel_cache, monkeypatch, most, room):
+    """Texts come in many shapes: what is kept of them grows neither in number nor in bytes."""
+    monkeypatch.setattr(executor_module, "PLANS_KEPT", most)
+    monkeypatch.setattr(executor_module, "PLANS_BYTES", room)
+    executor = Executor(chain(3), 2, kernel_cache)
+    for n in (*range(1000, 1020), 30_000, 1000, 1019):
+        x = np.arange(n, dtype=np.float32)
+        np.testing.assert_array_equal(executor.run({"x": x})["y"], mirrored(x, 3))
+        held = executor._plans.values()
+        assert 1 <= len(held) <= most
+        assert len(held) == 1 or sum(ready.bytes for ready in held) <= room
+    assert len(executor._plans) > 1
+
+
 def accumulate(order=()):
     buffers = (
         Buffer("input", "x", "f32", (2, 3), order),

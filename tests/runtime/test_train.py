@@ -527,7 +527,7 @@ def test_schedules(stage, values):
 
 def test_little_time_is_spent_outside_the_step(tmp_path, monkeypatch):
     """A LeNet step takes a millisecond: the loop around it may take a tenth of that, not more."""
-    batch = Batch(0, 0, 64, {"image": np.zeros((64, 1, 7, 7), np.float32),
+    batch = Batch(0, 0, np.arange(64), {"image": np.zeros((64, 1, 7, 7), np.float32),
                              "label": np.zeros(64, np.int32)})
     gaps = []
 
