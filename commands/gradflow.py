@@ -14,10 +14,15 @@ from rich.console import Console
 
 from lamina.api import Training, make_runner
 from lamina.commands.tables import Column, print_table
-from lamina.commands.training import initial_weights, read_weights
+from lamina.commands.training import (
+    initial_weights,
+    read_state,
+    read_weights,
+    weights_file,
+)
 from lamina.compiler.frontend.build import build
 from lamina.compiler.ir.graph import Graph
-from lamina.compiler.ir.types import FLOATS, TensorType, product, substitute
+from lamina.compiler.ir.types import FLOATS, TensorType, product, substitute, symbols_of
 from lamina.compiler.options import Options
 from lamina.compiler.reference import bind
 from lamina.compiler.syntax import ast
@@ -34,12 +39,16 @@ from lamina.compiler.transform.probes import (
 )
 from lamina.runtime.data import feed, open_data
 from lamina.runtime.data.batches import Batches
+from lamina.runtime.padding import LENGTHS
 from lamina.runtime.session import Runner, give
 
 GONE = 1e-3  # a gradient that has shrunk to this share, or grown to its inverse
 WEAK = 1e-2  # over all steps together: below it a gradient vanishes, above its inverse it explodes
 FEWEST = 5  # layers from which a trend is told
 NAMED = 4  # layers that a sentence names
+
+
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +126,46 @@ def measure(training: Training, options: Options, weights: Path | None, count: i
     layers = {row.path: results[row.path] for row in rows
               if row.path in results and graph.type(results[row.path]).dtype in FLOATS}
     flowing, probes = flow_graph(graph, layers)
-    batches = _batches(training, flowing, count)
+    batches = _batches(training, flowing, weights, count)
     runner = make_runner(flowing, options)
     give(runner, runner.get_params(), params, "the weights")
-    runs = [_run(runner, flowing, inputs) for inputs in batches]
-    figures = {name: _mean([run[name] for run in runs]) for name in runs[0]}
-    sizes = _sizes(flowing, batches[0])
-
-    def share(name: str, type: TensorType) -> float:
-        return float(figures[name]) / math.sqrt(max(1, _count(type, sizes)))
-
+    runs = [(_run(runner, flowing, inputs), inputs) for inputs in batches]
+    types = {kind + name: graph.type(value) for name, value in layers.items()
+             for kind in (ACTIVATION, GRADIENT)}
+    types |= {kind + key: graph.type(value) for key, value in graph.params.items()
+              for kind in (WEIGHT, SLOPE)}
+    figures = {name: _over_batches(name, types.get(name), flowing, runs)
+               for name, value in flowing.outputs if flowing.type(value).rank == 0}
     loss = graph.output(LOSS).node
     found = tuple(LayerFlow(
-        row.path, row.op, share(ACTIVATION + row.path, graph.type(layers[row.path])),
-        share(GRADIENT + row.path, graph.type(layers[row.path])),
-        float(figures[GRADIENT + row.path]), loss in graph.reachable(layers[row.path]),
-        row.parameters) for row in rows if row.path in layers)
-    parameters = tuple(ParameterFlow(key, *(share(kind + key, graph.type(value))
-                                            for kind in (WEIGHT, SLOPE)))
-                       for key, value in graph.params.items() if WEIGHT + key in figures)
+        row.path, row.op, figures[ACTIVATION + row.path], figures[GRADIENT + row.path],
+        _over_batches(GRADIENT + row.path, None, flowing, runs),
+        loss in graph.reachable(layers[row.path]), row.parameters)
+        for row in rows if row.path in layers)
+    parameters = tuple(ParameterFlow(key, figures[WEIGHT + key], figures[SLOPE + key])
+                       for key in graph.params if WEIGHT + key in figures)
     names = _state_names(training)
-    states = tuple(_state_flow(probe, figures, names) for probe in probes)
+    states = tuple(_state_flow(probe, runs, names) for probe in probes)
     return Flow(training.recipe.model.name, training.recipe.name, len(batches),
-                training.recipe.batch, float(figures[LOSS]), states, found, parameters)
+                training.recipe.batch, figures[LOSS], states, found, parameters)
 
 
-def _batches(training: Training, graph: Graph, count: int) -> list[dict[str, np.ndarray]]:
-    """The inputs of the first batches, random numbers as training draws them."""
+def _over_batches(name: str, type: TensorType | None, graph: Graph,
+                  runs: Sequence[tuple[Arrays, Arrays]]) -> float:
+    """The mean of a figure; of a tensor's norm, with its type, the mean of root mean squares."""
+    found = []
+    for outputs, inputs in runs:
+        count = 1 if type is None else substitute(product(type.shape), _sizes(graph, inputs))
+        found.append(float(outputs[name]) / math.sqrt(max(1, int(count))))
+    return sum(found) / len(found)
+
+
+def _batches(training: Training, graph: Graph, weights: Path | None, count: int
+             ) -> list[dict[str, np.ndarray]]:
+    """The inputs of the first batches; texts are coded as for the run, random numbers drawn so."""
     job = training.job()
-    data = open_data(job.train, Path(job.folder), job.seed)
+    state = read_state(weights_file(weights)) if weights else None
+    data = open_data(job.train, Path(job.folder), job.seed, state.vocabularies if state else None)
     plan = feed(data, job.inputs)
     found = []
     for batch in islice(Batches(data, job.batch, drop_last=True).epoch(0), count):
@@ -156,15 +176,11 @@ def _batches(training: Training, graph: Graph, count: int) -> list[dict[str, np.
     return found
 
 
-def _sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _sizes(graph: Graph, inputs: Arrays) -> dict[str, int]:
     return bind({name: graph.type(graph.inputs[name]) for name in inputs}, inputs)
 
 
-def _count(type: TensorType, sizes: Mapping[str, int]) -> int:
-    return int(substitute(product(type.shape), sizes))
-
-
-def _run(runner: Runner, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(runner: Runner, graph: Graph, inputs: Arrays) -> dict[str, np.ndarray]:
     """One batch, with zeros for the probes."""
     sizes = _sizes(graph, inputs)
     zeros = {name: np.zeros([substitute(size, sizes) for size in graph.type(value).shape],
@@ -173,17 +189,38 @@ def _run(runner: Runner, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict
     return runner.run({**inputs, **zeros})
 
 
-def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean(np.stack(values), axis=0, dtype=np.float64)
-
-
-def _state_flow(probe: Probe, figures: Mapping[str, np.ndarray],
+def _state_flow(probe: Probe, runs: Sequence[tuple[Arrays, Arrays]],
                 names: Mapping[str, tuple[str, ...]]) -> StateFlow:
-    back = [figures[kind + probe.name] for kind in (LAST, ALL)]
-    last, whole = (tuple((norms if probe.backwards else norms[::-1]).tolist()) for norms in back)
+    """Means over batches, outputs and inputs of each, as far back as each batch goes."""
+    last, whole = (tuple(_mean([_back(probe, found[kind + probe.name], inputs)
+                                for found, inputs in runs]).tolist()) for kind in (LAST, ALL))
     known = names.get(probe.cell, ())
     state = known[probe.state] if len(known) == probe.states else f"state {probe.state + 1}"
     return StateFlow(probe.path, probe.cell, state, last, whole)
+
+
+def _back(probe: Probe, norms: np.ndarray, inputs: Arrays) -> np.ndarray:
+    """Norms over the steps back in time; of [steps, examples] from each example's own last one.
+
+    Where only some examples have so many steps, their mean square stands for that of all.
+    """
+    order = 1 if probe.backwards else -1
+    if norms.ndim == 1:
+        return norms[::order].astype(np.float64)
+    name = next(one.name for one in symbols_of(probe.type.shape[0]) if one.ragged)
+    rows = [norms[:substitute(probe.type.shape[0], {name: int(count)}), example][::order]
+            for example, count in enumerate(inputs[name + LENGTHS])]
+    return _mean([np.square(row, dtype=np.float64) for row in rows], len(rows)) ** 0.5
+
+
+def _mean(rows: Sequence[np.ndarray], times: int = 1) -> np.ndarray:
+    """The mean of rows of different lengths at every place, over those that have it."""
+    longest = max(map(len, rows))
+    total, count = np.zeros(longest), np.zeros(longest)
+    for row in rows:
+        total[:len(row)] += row
+        count[:len(row)] += 1
+    return total / count * times
 
 
 def _state_names(training: Training) -> dict[str, tuple[str, ...]]:

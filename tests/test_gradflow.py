@@ -53,6 +53,20 @@ recipe fit for M {
   batch     = 8
 }
 """
+TEXTS = LINEAR.partition("model")[0] + """model M {
+  input ids: i32[B, S~]
+  y = ids -> emb: embed(10, 3) -> own: scan Linear(0.5) over S
+  output logits = y.final.h -> head: linear(2)
+}
+
+recipe texts for M {
+  data train = tsv("texts.tsv", ids="words", label="class")
+  target label: i32[B]
+  loss      = cross_entropy(logits, label)
+  optimizer = sgd(lr=0.1)
+  batch     = 4
+}
+"""
 DEEP = LAYERS.replace("model M", """block Layer() {
   input x: [B, D]
   y = x -> fc: linear(32) -> tanh
@@ -106,6 +120,18 @@ def test_losses_at_every_step_do_not_hide_what_vanishes(place):
     assert min(found["all"]) > 100 * found["last"][-1]
     text = run("gradflow", "linear.lam#all", "--set", "factor=0.5", "--target", "numpy")[1]
     assert "own h, of all steps" in text and "1/1000 after 10 steps" in text
+
+
+def test_texts_of_different_lengths(place):
+    # Steps back are counted from each text's own end, where the padding is of no account.
+    Path("texts.lam").write_text(TEXTS)
+    lines = [" ".join("ab"[n % 2] for n in range(length)) + f"\t{length % 2}\n"
+             for length in (3, 20, 9, 14, 20, 5, 8, 11)]
+    Path("texts.tsv").write_text("".join(lines))
+    (state,) = flow("texts.lam", "--target", "numpy", "--batches", 2)["states"]
+    assert len(state["last"]) == 20 and (state["verdict"], state["until"]) == ("vanishing", 10)
+    assert state["factor"] == pytest.approx(0.5, rel=0.05)
+    assert state["all"] == pytest.approx(state["last"])
 
 
 def test_batches_are_averaged(place):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import copy_into, rewrite
-from lamina.compiler.ir.types import FLOATS, Dim, TensorType
+from lamina.compiler.ir.types import FLOATS, Dim, TensorType, is_ragged
 from lamina.compiler.ops.control import SCAN
 from lamina.compiler.ops.define import GraphMath, Var
 from lamina.compiler.transform.autodiff import add_gradients
@@ -31,6 +31,7 @@ class Probe:
     """A state of a scan, one of `states`; `name` ends its inputs and outputs.
 
     `type` is that of the states after all steps, [steps, ...]; `backwards`: the last step is 0.
+    `examples` is the axis along which steps differ in number, 0 where they do not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Probe:
     states: int
     backwards: bool
     type: TensorType
+    examples: int
 
 
 def flow_graph(graph: Graph, layers: Mapping[str, Value]) -> tuple[Graph, tuple[Probe, ...]]:
@@ -48,7 +50,8 @@ def flow_graph(graph: Graph, layers: Mapping[str, Value]) -> tuple[Graph, tuple[
     `layers` names values of the graph. Outputs: the loss; `activation:NAME` and `gradient:NAME` of
     every layer, `weight:KEY` and `slope:KEY` of every trained parameter: their norms; `all:PROBE`
     and `last:PROBE`, [steps]: the norms of the loss's gradient by a state after every step, in all
-    and through the last step alone. Inputs of these last two names take zeros.
+    and through the last step alone; [steps, examples] where their number differs by example. Inputs
+    of these last two names take zeros.
     """
     named = {ACTIVATION + name: value for name, value in layers.items()}
     ready, probes = add_probes(Graph(graph.name, graph.nodes, (*graph.outputs, *named.items())))
@@ -72,17 +75,19 @@ def flow_graph(graph: Graph, layers: Mapping[str, Value]) -> tuple[Graph, tuple[
         outputs[SLOPE + key] = norm(m, found[f"grad:{key}"])
     for probe in probes:
         others, last = (found[f"grad:{kind}{probe.name}"] for kind in (ALL, LAST))
-        outputs[ALL + probe.name] = norm(m, others + last, 1)
-        outputs[LAST + probe.name] = norm(m, last, 1)
+        kept = (0, probe.examples) if probe.examples else (0,)
+        outputs[ALL + probe.name] = norm(m, others + last, kept)
+        outputs[LAST + probe.name] = norm(m, last, kept)
     return builder.finish((name, var.value) for name, var in outputs.items()), probes
 
 
-def norm(m: GraphMath, x: Var, first: int = 0) -> Var:
-    """The Euclidean norm over the axes from `first`, also of what is too small to be squared."""
-    axes = tuple(range(first, len(x.shape)))
+def norm(m: GraphMath, x: Var, kept: tuple[int, ...] = ()) -> Var:
+    """The Euclidean norm over all axes but some, also of what is too small to be squared."""
+    axes = tuple(axis for axis in range(len(x.shape)) if axis not in kept)
     largest = m.maximum(m.max(m.abs(x), axis=axes, keepdims=True), LEAST)
     y = x / largest
-    return m.reshape(largest, shape=x.shape[:first]) * m.sqrt(m.sum(y * y, axis=axes))
+    shape = tuple(x.shape[axis] for axis in kept)
+    return m.reshape(largest, shape=shape) * m.sqrt(m.sum(y * y, axis=axes))
 
 
 # --- probes in scans ----------------------------------------------------------------------------
@@ -99,24 +104,37 @@ def add_probes(graph: Graph) -> tuple[Graph, tuple[Probe, ...]]:
     def rule(builder: Builder, node: Node, inputs: tuple[Value, ...]):
         if node.op is not SCAN or node.attributes["length"] == 0:
             return None
-        own = _probes_of(node, len(probes))
+        own = _probes_of(graph, node, len(probes))
         probes.extend(own)
         return _run_twice(GraphMath(builder), node, inputs, own) if own else None
 
     return rewrite(graph, rule), tuple(probes)
 
 
-def _probes_of(node: Node, count: int) -> list[Probe]:
+def _probes_of(graph: Graph, node: Node, count: int) -> list[Probe]:
     """One for each state that can have a gradient."""
     assert node.body is not None
     attrs, found = node.attributes, []
+    ragged = is_ragged(attrs["length"])
     for state in range(attrs["states"]):
         type = node.outs[state]
         if type.dtype in FLOATS:
             stacked = TensorType((attrs["length"], *type.shape), type.dtype)
             found.append(Probe(str(count + len(found)), node.path, node.body.name, state,
-                               attrs["states"], attrs["backwards"], stacked))
+                               attrs["states"], attrs["backwards"], stacked,
+                               _examples(stacked, graph.type(_within(node))) if ragged else 0))
     return found
+
+
+def _within(node: Node) -> Value:
+    """Whether a step is before an example's end, bool [steps, examples]: the last sequence."""
+    return node.inputs[node.attributes["states"] + node.attributes["sequences"] - 1]
+
+
+def _examples(type: TensorType, within: TensorType) -> int:
+    """The axis of the examples in what has one entry a step; 0 where it has none."""
+    return next((axis for axis, size in enumerate(type.shape)
+                 if axis and size == within.shape[1]), 0)
 
 
 def _run_twice(m: GraphMath, node: Node, inputs: tuple[Value, ...], probes: list[Probe]
@@ -134,17 +152,29 @@ def _run_twice(m: GraphMath, node: Node, inputs: tuple[Value, ...], probes: list
         operands = [*inputs[:before], *(x.value for x in zeros), *inputs[before:]]
         scan = m.builder.emit(SCAN, operands, attrs, body)
         runs.append([Var(m, Value(scan.node, port)) for port in range(len(node.outs))])
+    within = Var(m, inputs[before - 1]) if is_ragged(attrs["length"]) else None
     others, last = runs
-    handed = [_joined(m, *pair, attrs["length"], attrs["backwards"])
-              for pair in zip(others[attrs["states"]:], last[attrs["states"]:], strict=True)]
+    handed = [_joined(m, other, own, attrs["length"], attrs["backwards"], within)
+              for other, own in zip(others[attrs["states"]:], last[attrs["states"]:], strict=True)]
     return tuple(x.value for x in (*last[:attrs["states"]], *handed))
 
 
-def _joined(m: GraphMath, others: Var, last: Var, length: Dim, backwards: bool) -> Var:
-    """The last step's entry of `last`, with all other steps' of `others`."""
+def _joined(m: GraphMath, others: Var, last: Var, length: Dim, backwards: bool,
+            within: Var | None) -> Var:
+    """The last step's entry of `last`, with all other steps' of `others`.
+
+    `within` says which steps an example has; forwards the last one is its own.
+    """
     if backwards:
         return m.concat(_steps(m, last, 0, 1), _steps(m, others, 1, length), axis=0)
-    return m.concat(_steps(m, others, 0, length - 1), _steps(m, last, length - 1, length), axis=0)
+    axis = _examples(last.type, within.type) if within is not None else 0
+    if within is None or not axis:
+        return m.concat(_steps(m, others, 0, length - 1), _steps(m, last, length - 1, length),
+                        axis=0)
+    count = m.sum(m.cast(within, dtype="f32"), axis=0, keepdims=True)
+    ends = m.equal(m.cast(m.iota(shape=(length, 1), axis=0), dtype="f32"), count - 1.0)
+    own = tuple(size if place in (0, axis) else 1 for place, size in enumerate(last.shape))
+    return m.select(m.reshape(ends, shape=own), last, others)
 
 
 def _steps(m: GraphMath, x: Var, start: Dim, stop: Dim) -> Var:
@@ -167,6 +197,8 @@ def probed_body(body: Graph, attrs: Mapping, states: list[int]) -> Graph:
               for index, value in enumerate(inputs[:before])}
     probes = {state: m.placeholder(before + number, body.type(outs[state]))
               for number, state in enumerate(states)}
+    within = inputs[before - 1] if is_ragged(attrs["length"]) else None
+    news = {state: _new_state(body, outs[state], within) for state in states}
     values |= {value: m.placeholder(before + len(states) + index, body.type(value)).value
                for index, value in enumerate(inputs[before:])}
     given = set(values)
@@ -179,10 +211,19 @@ def probed_body(body: Graph, attrs: Mapping, states: list[int]) -> Graph:
             for port in range(len(node.outs)):
                 old, new = Value(node.id, port), Var(m, Value(first.node, port))
                 for state, probe in probes.items():
-                    new = new + probe if outs[state] == old else new
+                    new = new + probe if news[state] == old else new
                 values[old] = new.value
     results = [values[value] for value in outs]
     for state, probe in probes.items():
-        if outs[state] in given:  # the step hands on what came in
+        if news[state] in given:  # the step hands on what came in
             results[state] = (Var(m, results[state]) + probe).value
     return builder.finish([(f"y{index}", value) for index, value in enumerate(results)])
+
+
+def _new_state(body: Graph, after: Value, within: Value | None) -> Value:
+    """What a step makes of a state, which it becomes only before each example's end."""
+    node = body.node(after)
+    if within is None or node.op.name != "select":
+        return after
+    condition = node.inputs[0]
+    return node.inputs[1] if within in (condition, *body.node(condition).inputs) else after

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from lamina.api import compile_graph
+import lamina
+from lamina.api import compile_graph, parse_expression
+from lamina.compiler.frontend.build import Objective
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.verify import verify
 from lamina.compiler.ops import GraphMath
@@ -109,6 +111,37 @@ def test_one_value_for_two_states():
     np.testing.assert_allclose(measured(graph, given)["all"], known, rtol=1e-9)
 
 
+def test_examples_of_different_lengths_are_as_alone():
+    # The last step is each example's own: of a batch every one has the gradients that it has when
+    # it is alone, forwards and backwards, and nothing past its end.
+    net = lamina.loads("""model M {
+  input x: f32[B, S~, 3]
+  output y = x -> mem: lstm(4, bidirectional=true)
+}
+""").M()
+    graph = net.build(True, Objective(parse_expression("sum(y * y)"))).graph
+    flowing, probes = flow_graph(graph, {})
+    weights = {key: value.astype(np.float64) for key, value in net.init(0).items()}
+    x, lengths = np.random.default_rng(0).standard_normal((3, 5, 3)), [5, 2, 1]
+
+    def run(x, lengths):
+        given = {"x": x, "S~": np.array(lengths, np.int32)}
+        for one in probes:
+            for kind in ("all", "last"):
+                given[f"{kind}:{one.name}"] = np.zeros((x.shape[1], len(x), 4))
+        return evaluate(flowing, given, weights)
+
+    found = run(x, lengths)
+    assert len(probes) == 4
+    for example, length in enumerate(lengths):
+        alone = run(x[example:example + 1, :length], [length])
+        for one in probes:
+            for name in (f"all:{one.name}", f"last:{one.name}"):
+                np.testing.assert_allclose(found[name][:length, example], alone[name][:, 0],
+                                           rtol=1e-9, err_msg=name)
+                assert alone[name].all()
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_probes_change_no_number(name, backwards):
@@ -144,7 +177,7 @@ def test_norms_of_what_cannot_be_squared(size):
     # A vanished gradient of 1e-30 is the point of the measure; its square is no float32.
     m = GraphMath(Builder())
     x = m.input(name="x", shape=(2, 3, 4))
-    graph = m.builder.finish([("all", norm(m, x).value), ("each", norm(m, x, 1).value)])
+    graph = m.builder.finish([("all", norm(m, x).value), ("each", norm(m, x, (0,)).value)])
     given = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     found = evaluate(graph, {"x": given * np.float32(size)}, {})
     known = np.linalg.norm(given.astype(np.float64).reshape(2, -1), axis=1) * size
