@@ -160,6 +160,29 @@ def _tiles(tiles: list[np.ndarray], title: str, path: Path, ending: str, colours
     _save(figure, path, ending)
 
 
+# --- alignments ---------------------------------------------------------------------------------
+
+
+def draw_alignment(shares: np.ndarray, read: Sequence[str], said: Sequence[str], path: Path
+                   ) -> None:
+    """What each token looked at, [said, read]: tokens read along the top, those said at the side.
+    """
+    ending = chosen(ENDINGS, path.name)
+    figure = _figure(1.5 + 0.36 * len(read), 1.2 + 0.3 * len(said))
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(read)), read, rotation=90 if _wide(read) else 0, parse_math=False)
+    axes.set_yticks(range(len(said)), said, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    figure.colorbar(drawn, ax=axes, label="share")
+    _save(figure, path, ending)
+
+
+def _wide(tokens: Sequence[str]) -> bool:
+    return max(map(len, tokens), default=0) > 3
+
+
 # --- gradients ----------------------------------------------------------------------------------
 
 
