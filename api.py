@@ -402,7 +402,8 @@ class Decoding:
             if name not in known:
                 raise KeyError(f"no input is named {name!r}; inputs: {', '.join(known) or 'none'}")
         padded = pad_inputs({name: _sizes(type) for name, type in known.items()}, inputs)
-        count = next((len(value) for name, value in padded.items()), len(prompt) or 1)
+        count = next((len(value) for name, value in padded.items() if name != "rng"),
+                     len(prompt) or 1)
         first = self.first.run({name: padded[name] for name in self.first.graph.inputs
                                 if name in padded}, {parts.batch: count} if parts.batch else None)
         found = decode(Parts(self.step.run, self.rest.run if self.rest else None, parts.read,

@@ -309,13 +309,13 @@ def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[s
     .npy arrays.
     """
     from lamina.commands import decoding, predicted, prediction
-    from lamina.commands.texts import tell_unknown
+    from lamina.commands.trained import Request, open_model
 
     wish = decoding.wish(beam, penalty, sample, temperature, top_k, top_p, seed, limit, prompts)
     trained = _trained(file, overrides)
-    model = prediction.open_model(*trained, _options(target, threads), Path(weights))
+    model = open_model(*trained, _options(target, threads), Path(weights))
     wanted = "" if out is None else predicted.require_ending(out, model.texts)
-    request = prediction.Request(inputs, texts, invert, wish, wanted)
+    request = Request(inputs, texts, invert, wish, wanted)
     found = []
     for one in prediction.predict(model, request):
         found.append(one)
@@ -327,9 +327,9 @@ def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[s
             click.echo(predicted.describe(one))
     if as_json:
         console.print_json([predicted.as_json(one) for one in found])
-    unknown = [token for one in found for token in one.unknown]
-    if unknown and not as_json:
-        click.echo(f"warning: {tell_unknown(unknown)}", err=True)
+    else:
+        for warning in predicted.warnings(found):
+            click.echo(f"warning: {warning}", err=True)
     if out is not None:
         predicted.save_outputs(out, found, model.texts)
     sys.exit(1 if any(one.failure is not None for one in found) else 0)

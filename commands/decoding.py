@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from lamina.api import Decoding, Training
+from lamina.compiler.ir.types import TensorType
 from lamina.compiler.options import Options
 from lamina.runtime.data.dataset import Dataset, open_data
-from lamina.runtime.data.feeding import Feed, Lengths, feed, match_fields
+from lamina.runtime.data.feeding import Feed, Lengths, feed
 from lamina.runtime.data.vocabulary import BOS, EOS, UNKNOWN, Vocabulary
 from lamina.runtime.decoding import Policy
 from lamina.runtime.edit import nearest
@@ -113,31 +114,30 @@ def speak(decoding: Decoding, params: Mapping[str, np.ndarray], asked: Wish,
     `inputs` are as `Decoding` takes them. Raises ValueError for sizes that do not go together.
     """
     found = decoding(params, asked.policy, asked.limit, prompts, number, **inputs)
-    types = {name: decoding.last.graph.type(value)
-             for name, value in decoding.last.graph.outputs}
+    shapes = {name: _sizes(decoding.last.graph.type(value))
+              for name, value in decoding.last.graph.outputs}
     lengths = {decoding.decoder.length + LENGTHS: found["lengths"]}
     lengths |= {name: value for name, value in inputs.items() if is_lengths(name)}
     for name, type in decoding.inputs.items():
-        for axis, size in enumerate(type.shape):
-            if isinstance(inputs.get(name), list) and is_lengths(str(size)):
-                lengths[str(size)] = [len_of(one, axis - 1) for one in inputs[name]]
+        for axis, size in enumerate(_sizes(type)):
+            if isinstance(inputs.get(name), list) and is_lengths(size):
+                lengths[size] = [one.shape[axis - 1] for one in inputs[name]]
     spoken = []
     for row, count in enumerate(found["lengths"].tolist()):
-        outputs = {name: trimmed(found[name][row], type.shape[1:], row, lengths)
-                   for name, type in types.items() if type.rank}
+        outputs = {name: trimmed(found[name][row], shape[1:], row, lengths)
+                   for name, shape in shapes.items() if shape}
         spoken.append(Spoken(found["chosen"][row, :count], float(found["score"][row]), outputs))
     return spoken
 
 
-def len_of(example: np.ndarray, axis: int) -> int:
-    """How long an example is along an axis."""
-    return np.asarray(example).shape[axis]
+def _sizes(type: TensorType) -> tuple[str, ...]:
+    return tuple(map(str, type.shape))
 
 
-def trimmed(value: np.ndarray, shape: Sequence[Any], row: int, lengths: Mapping[str, Any]
+def trimmed(value: np.ndarray, shape: Sequence[str], row: int, lengths: Mapping[str, Any]
             ) -> np.ndarray:
     """An example's part of an output, without what is past its own end."""
-    return value[tuple(slice(int(lengths[str(size)][row])) if str(size) in lengths else slice(None)
+    return value[tuple(slice(int(lengths[size][row])) if size in lengths else slice(None)
                        for size in shape)]
 
 
@@ -179,8 +179,9 @@ def token_errors(training: Training, options: Options, params: Mapping[str, np.n
         return {}
     job, source = training.job(), decoding.decoder.source
     data = open_data(job.valid, Path(job.folder), job.seed, vocabularies)
-    plan = [one for one in feed(data, job.inputs) if one.key in decoding.inputs]
-    (gold,) = match_fields(data.fields, [one for one in job.inputs if one.key == source])
+    every = feed(data, job.inputs)
+    gold = next(one.field for one in every if one.key == source)
+    plan = [one for one in every if one.key in decoding.inputs]
     vocabulary = data.vocabularies.get(gold)
     groups = _groups(data, plan, gold, vocabulary)
     groups.sort(key=lambda group: group.size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lamina.runtime.errors import Failure, show
 SURE = 0.3  # the least score of an object that is listed; JSON has all of them
 ENDINGS = ("npy", "png")  # of what outputs are saved as
 TEXT_ENDINGS = ("txt", *ENDINGS)  # of what those of a model of texts are saved as
+LISTED = 6  # unknown tokens that are told
 FEW = 16  # numbers of an output that are shown one by one
 
 
@@ -56,8 +57,8 @@ class Prediction:
 
     `shares` are the classes' probabilities, `label` the name of the likeliest; empty for a model
     whose output is not class scores. `objects` are a detector's, the surest first; None for others.
-    `saying` is that of a model that says tokens; `unknown` are tokens of the text that was read
-    that no vocabulary has.
+    `saying` is that of a model that says tokens; `unknown` are tokens of texts that were read
+    by input that no vocabulary has.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Prediction:
     objects: tuple[Detection, ...] | None = None
     picture: np.ndarray | None = None  # what a detector saw, float32 [C, H, W]
     saying: Saying | None = None
-    unknown: tuple[str, ...] = ()
+    unknown: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def require_ending(path: Path, texts: bool = False) -> str:
@@ -176,6 +177,24 @@ def printable(text: str) -> str:
                    for c in text)
 
 
+def warnings(found: Sequence[Prediction]) -> list[str]:
+    """Which tokens of the texts that were read are in no vocabulary, a line for each input."""
+    unknown: dict[str, list[str]] = {}
+    for one in found:
+        for key, tokens in one.unknown.items():
+            unknown.setdefault(key, []).extend(tokens)
+    return [_told(key, tokens) for key, tokens in unknown.items()]
+
+
+def _told(name: str, tokens: Sequence[str]) -> str:
+    """How many tokens of an input were unknown, and which, in words."""
+    different = list(dict.fromkeys(tokens))
+    listed = ", ".join(f"`{show(token)}`" for token in different[:LISTED])
+    more = f" and {len(different) - LISTED:,} more" if len(different) > LISTED else ""
+    count = f"{len(tokens):,} token{'' if len(tokens) == 1 else 's'} of `{show(name)}`"
+    return f"{count} not in the vocabulary, read as <unk>: {listed}{more}"
+
+
 def _object_lines(name: str, objects: Sequence[Detection]) -> list[str]:
     sure = [found for found in objects if found.score >= SURE]
     rest = len(objects) - len(sure)
@@ -190,7 +209,8 @@ def as_json(one: Prediction) -> dict[str, Any]:
     if one.failure is not None:
         return {"input": one.name, "code": one.failure.code, "error": one.failure.message,
                 "help": one.failure.help}
-    unknown = {"unknown": list(one.unknown)} if one.unknown else {}
+    unknown = {"unknown": {key: list(tokens) for key, tokens in one.unknown.items()}} \
+        if one.unknown else {}
     if one.saying is not None:
         return {"input": one.name, **_saying_json(one.saying), **_output_json(one), **unknown}
     if one.shares:

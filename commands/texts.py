@@ -48,11 +48,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """An example as arrays by input, without the batch; `unknown` tokens are in no vocabulary."""
+    """An example as arrays by input, without the batch; `unknown` are tokens by input that are in
+    no vocabulary.
+    """
 
     name: str
     inputs: Mapping[str, np.ndarray]
-    unknown: tuple[str, ...]
+    unknown: Mapping[str, Sequence[str]]
 
 
 def slots_of(pipeline: Pipeline) -> dict[str, tuple[Input, ...]]:
@@ -150,7 +152,7 @@ def _cell(line: str, column: int) -> str:
 def read(pipeline: Pipeline, slots: Slots, example: Example, invert: bool) -> Read:
     """An example as arrays. Raises Failure for what is no example of the model."""
     inputs: dict[str, np.ndarray] = {}
-    unknown: list[str] = []
+    unknown: dict[str, Sequence[str]] = {}
     for slot, entries in slots.items():
         given = example.given[slot]
         if given.failure is not None:
@@ -160,14 +162,15 @@ def read(pipeline: Pipeline, slots: Slots, example: Example, invert: bool) -> Re
                 inputs[entry.key] = read_input(pipeline, entry, given.value, invert)[0]
             else:
                 inputs[entry.key], strange = _encoded(pipeline, entry, given)
-                unknown += strange
+                unknown |= {entry.key: strange} if strange else {}
     lengths_of(pipeline, {key: value[None] for key, value in inputs.items()})
-    return Read(example.name, inputs, tuple(unknown))
+    return Read(example.name, inputs, unknown)
 
 
 def _encoded(pipeline: Pipeline, entry: Input, given: Given) -> tuple[np.ndarray, list[str]]:
     """A text as numbers, and its unknown tokens. Raises DataError E605, E609, E610."""
     field, text = pipeline.fields[entry.key], str(given.value)
+    require_utf8(text)
     vocabulary = pipeline.vocabularies[field]
     try:
         numbers = vocabulary.encode(text)
@@ -177,7 +180,7 @@ def _encoded(pipeline: Pipeline, entry: Input, given: Given) -> tuple[np.ndarray
         raise DataError("E605", f"{given.place} has no token", "give a text that is not empty")
     if len(numbers) > MOST_TOKENS:
         raise DataError("E609", f"{given.place} has {len(numbers):,} tokens; at most "
-                        f"{MOST_TOKENS:,} are taken", "give it in parts, a line for each")
+                        f"{MOST_TOKENS:,} are taken", "give it in parts")
     array = mark(pipeline, field, numbers)
     array = array[0] if vocabulary.coding == "class" else array
     require_shape(array.shape, entry, given.place)
@@ -192,10 +195,9 @@ def unknown_tokens(vocabulary: Vocabulary, text: str, numbers: np.ndarray) -> li
     return [token for token, number in zip(tokens, numbers, strict=True) if number == UNKNOWN]
 
 
-def tell_unknown(tokens: Sequence[str]) -> str:
-    """How many tokens were unknown, and which, in words."""
-    different = list(dict.fromkeys(tokens))
-    listed = ", ".join(f"`{show(token)}`" for token in different[:6])
-    more = f" and {len(different) - 6:,} more" if len(different) > 6 else ""
-    count = f"{len(tokens):,} token{' is' if len(tokens) == 1 else 's are'}"
-    return f"{count} not in the vocabulary: {listed}{more} (read as <unk>)"
+def require_utf8(text: str) -> None:
+    """Raise DataError E603 for a text of the command line with bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("E603", f'"{show(text)}" is not UTF-8', "write it in UTF-8") from None

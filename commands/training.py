@@ -76,7 +76,7 @@ def run_evaluation(training: Training, options: Options, weights: Path,
         raise DataError("E605", f"recipe `{show(job.recipe)}` has no held-out data",
                         "add a line to it: data valid = ...", training.recipe.span.line)
     state = read_state(weights_file(weights))
-    known = state.vocabularies if state else trained_vocabularies(job)
+    known = (state.vocabularies if state else {}) or trained_vocabularies(job)
     figures = evaluate(job, make_runner(training.evaluation.graph, options), params,
                        vocabularies=known, report=report)
     if asked is not None:
