@@ -172,10 +172,14 @@ def token_errors(training: Training, options: Options, params: Mapping[str, np.n
 
     "token errors" is the edit distance over the length of the references, summed over all sources,
     "exact" the share of sources that are said as a reference is. Each different source counts once,
-    against the nearest of its references. Nothing for a model with no source.
+    against the nearest of its references. Nothing for a model with no source; Failure E416 where
+    a user asks for more.
     """
     decoding = training.net.decoder(options.target, options.threads)
     if not decoding.inputs or not decoding.decoder.source:
+        if asked.named:
+            raise Failure("E416", f"{', '.join(asked.named)}: nothing tells what the model should "
+                          "say, so no token errors are counted", "leave it out")
         return {}
     job, source = training.job(), decoding.decoder.source
     data = open_data(job.valid, Path(job.folder), job.seed, vocabularies)

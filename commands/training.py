@@ -75,12 +75,12 @@ def run_evaluation(training: Training, options: Options, weights: Path,
     if not job.valid:
         raise DataError("E605", f"recipe `{show(job.recipe)}` has no held-out data",
                         "add a line to it: data valid = ...", training.recipe.span.line)
+    if asked is not None:
+        require_choice(training.net.chooses, asked)
     state = read_state(weights_file(weights))
     known = (state.vocabularies if state else {}) or trained_vocabularies(job)
     figures = evaluate(job, make_runner(training.evaluation.graph, options), params,
                        vocabularies=known, report=report)
-    if asked is not None:
-        require_choice(training.net.chooses, asked)
     if asked is None or not training.net.chooses:
         return figures
     return figures | token_errors(training, options, params, known, asked)
