@@ -23,6 +23,7 @@ from lamina.runtime.errors import Failure
 from lamina.runtime.padding import LENGTHS, is_lengths
 
 BATCH = 64  # examples that are decoded together
+BEGINNINGS = 1024  # of a batch's examples together
 POSITIONS = 1 << 16  # of a batch at most, where it is of several examples
 FETCHED = 256  # held-out examples that are looked at together
 
@@ -88,14 +89,22 @@ class Spoken:
     outputs: Mapping[str, np.ndarray]
 
 
-def cut(sizes: Sequence[tuple], examples: Sequence[Any]) -> list[list[Any]]:
-    """Examples in batches of equal `sizes` but the first, a length that is padded."""
+def batch_size(policy: Policy) -> int:
+    """How many examples are decoded together: fewer where a wide beam keeps much of each."""
+    return min(BATCH, max(1, BEGINNINGS // policy.width)) if policy.kind == "beam" else BATCH
+
+
+def cut(sizes: Sequence[tuple], examples: Sequence[Any], most: int = BATCH) -> list[list[Any]]:
+    """Examples in batches of equal `sizes` but the first, a length that is padded.
+
+    A batch has at most `most` examples.
+    """
     batches: list[list[Any]] = []
     kinds: dict[object, int] = {}
     longest: list[int] = []
     for (length, *kind), example in zip(sizes, examples, strict=True):
         place = kinds.get(tuple(kind), -1)
-        full = place < 0 or len(batches[place]) == BATCH or \
+        full = place < 0 or len(batches[place]) == most or \
             (len(batches[place]) + 1) * max(longest[place], length) > POSITIONS
         if full:
             place = kinds[tuple(kind)] = len(batches)
@@ -190,8 +199,9 @@ def token_errors(training: Training, options: Options, params: Mapping[str, np.n
     groups = _groups(data, plan, gold, vocabulary)
     groups.sort(key=lambda group: group.size)
     wrong, length, exact = 0, 0, 0
-    for start in range(0, len(groups), BATCH):
-        batch = groups[start : start + BATCH]
+    most = batch_size(asked.policy)
+    for start in range(0, len(groups), most):
+        batch = groups[start : start + most]
         rows = data.fetch(np.array([group.first for group in batch]))
         inputs = {one.key: one.take(rows) for one in plan}
         for group, spoken in zip(batch, speak(decoding, params, asked, inputs, (), start),
