@@ -63,7 +63,10 @@ def wish(beam: int | None = None, penalty: float | None = None, sample: bool = F
     settings: dict[str, Any] = {"width": beam, "penalty": penalty, "temperature": temperature,
                                 "top_k": top_k, "top_p": top_p, "seed": seed}
     kind = "sample" if sample else "greedy" if beam is None else "beam"
-    policy = Policy(kind, **{key: one for key, one in settings.items() if one is not None})
+    try:
+        policy = Policy(kind, **{key: one for key, one in settings.items() if one is not None})
+    except ValueError as error:  # a number that is none, which no range of the options refuses
+        raise Failure("E416", str(error), "give another number") from None
     return Wish(policy, limit or 0, tuple(prompts), named)
 
 
@@ -125,7 +128,7 @@ def speak(decoding: Decoding, params: Mapping[str, np.ndarray], asked: Wish,
     found = decoding(params, asked.policy, asked.limit, prompts, number, **inputs)
     shapes = {name: _sizes(decoding.last.graph.type(value))
               for name, value in decoding.last.graph.outputs}
-    lengths = {decoding.decoder.length + LENGTHS: found["lengths"]}
+    lengths: dict[str, Any] = {decoding.decoder.length + LENGTHS: found["lengths"]}
     lengths |= {name: value for name, value in inputs.items() if is_lengths(name)}
     for name, type in decoding.inputs.items():
         for axis, size in enumerate(_sizes(type)):

@@ -212,6 +212,8 @@ def test_the_options_are_the_policy(place):
 @pytest.mark.parametrize("options, says", [
     (("--beam", 3, "--sample"), "two ways to choose"), (("--top-k", 3), "--top-k belongs to"),
     (("--penalty", 1), "add --beam 5"), (("--beam", 3, "--seed", 1), "--seed belongs to --sample"),
+    (("--sample", "--temperature", "nan"), "above 0, not nan"),
+    (("--beam", 2, "--penalty", "nan"), "a penalty is a number"),
     (("--prompt", "seven"), "no token `seven`"),
     (("--prompt", "one two", "--limit", 1), "has 2 tokens; the limit of steps is 1"),
     (("--prompt", "one", "--prompt", "two"), "2 prompts for 1 examples")])
