@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
@@ -29,6 +29,7 @@ from lamina.compiler.frontend.build import (
     find_model,
     settings_call,
 )
+from lamina.compiler.frontend.decoding import DECODED, FINAL
 from lamina.compiler.frontend.library import (
     Module,
     find_file,
@@ -53,6 +54,7 @@ from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
 from lamina.runtime.data.stage import Stage as DataStage
+from lamina.runtime.decoding import Parts, Policy, decode
 from lamina.runtime.detection import OUTPUTS
 from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
@@ -219,6 +221,25 @@ class Net:
         """
         return Run(self.build(train).graph, _options(target, threads))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a scan of the model chooses tokens, so that it can be decoded."""
+        return self._decoding.decoder is not None
+
+    @cached_property
+    def _decoding(self) -> Build:
+        return build(self.module, self.definition, self.call, sizes=self.sizes, decoding=True)
+
+    def decoder(self, target: str = "cpu", threads: int | None = None) -> Decoding:
+        """A function of weights and inputs that chooses the tokens itself, step by step.
+
+        `decode(weights, src=[[4, 8, 2]], policy=Policy("beam"))`. Raises ValueError for a model
+        without `choose`.
+        """
+        if not self.chooses:
+            raise ValueError(f"{self.definition.name} has no scan that uses `choose`")
+        return Decoding(self._decoding, _options(target, threads))
+
     def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
                        train: bool = True) -> Gradient:
         """A function that gives the loss and its gradient by every trained parameter.
@@ -269,14 +290,23 @@ class Run:
         An input with a size `S~` may be a list of arrays of different lengths; a padded array
         takes its lengths as the input "S~", and without counts as a whole.
         """
+        self.take(weights)
+        return self.run(inputs)
+
+    def take(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Use these weights from now on. Raises KeyError and ValueError for what does not fit."""
         _require_weights(self.graph, weights)
+        self.runner.set_params({key: weights[key] for key in self.graph.params})
+
+    def run(self, inputs: Mapping[str, Any], bindings: Mapping[str, int] | None = None
+            ) -> dict[str, np.ndarray]:
+        """Outputs by name with the weights taken last; `bindings` are sizes that no input tells."""
         shapes = {name: _sizes(self.graph.type(value)) for name, value in self.graph.inputs.items()}
         typed = pad_inputs(shapes, inputs)
         _require_inputs(self.graph, typed)
         typed = {name: _as_index(name, value, self.graph, self.limits.get(name, 0))
                  for name, value in typed.items()}
-        self.runner.set_params({key: weights[key] for key in self.graph.params})
-        outputs = self.runner.run(typed)
+        outputs = self.runner.run(typed, bindings)
         return {name: value for name, value in outputs.items() if not name.startswith("update:")}
 
 
@@ -331,6 +361,57 @@ class Gradient(Run):
         """(loss, gradients by path)."""
         outputs = super().__call__(weights, **inputs)
         return outputs["loss"], {key: outputs[f"grad:{key}"] for key in self.keys}
+
+
+class Decoding:
+    """A compiled decoding scan: what comes before it, its step, and what comes after."""
+
+    def __init__(self, made: Build, options: Options):
+        decoder = made.decoder
+        assert decoder is not None
+        self.decoder = decoder
+        self.first, self.step, self.last = (
+            Run(graph, options) for graph in (decoder.first, decoder.step, made.graph))
+        self.rest = Run(decoder.rest, options) if decoder.rest is not None else None
+
+    @property
+    def inputs(self) -> dict[str, TensorType]:
+        """What is to be given, by name: without the tokens that are chosen."""
+        runs = (self.first, self.last)
+        found = {name: run.graph.type(value) for run in runs
+                 for name, value in run.graph.inputs.items()}
+        own = (DECODED, FINAL)
+        return {name: type for name, type in found.items()
+                if not name.startswith(own) and name != self.decoder.length + LENGTHS}
+
+    def __call__(self, weights: Mapping[str, np.ndarray], policy: Policy = Policy(),  # noqa: B008
+                 limit: int = 0, prompt: Sequence[Sequence[int]] = (), **inputs: Any
+                 ) -> dict[str, np.ndarray]:
+        """Outputs by name, "lengths" (steps of each example) and "score" (log-probability).
+
+        `limit` is a number of steps in place of the scan's own, `prompt` the tokens that each
+        example begins with. Raises ValueError or KeyError for what does not fit.
+        """
+        for run in (self.first, self.step, self.rest, self.last):
+            if run is not None:
+                run.take(weights)
+        parts, known = self.decoder, self.inputs
+        for name in inputs:
+            if name not in known:
+                raise KeyError(f"no input is named {name!r}; inputs: {', '.join(known) or 'none'}")
+        padded = pad_inputs({name: _sizes(type) for name, type in known.items()}, inputs)
+        count = next((len(value) for name, value in padded.items()), len(prompt) or 1)
+        first = self.first.run({name: padded[name] for name in self.first.graph.inputs
+                                if name in padded}, {parts.batch: count} if parts.batch else None)
+        found = decode(Parts(self.step.run, self.rest.run if self.rest else None, parts.read,
+                             parts.states, parts.outputs, parts.axes, parts.stop, parts.repeated,
+                             parts.limit), first, count, policy, limit, prompt)
+        given = {DECODED + key: value for key, value in found.outputs.items()}
+        given |= {FINAL + key: value for key, value in found.finals.items()}
+        given |= {parts.length + LENGTHS: found.lengths, **padded}
+        given = {name: value for name, value in given.items() if name in self.last.graph.inputs}
+        outputs = self.last.run(given)
+        return {**outputs, "lengths": found.lengths, "score": found.scores}
 
 
 # --- recipes ------------------------------------------------------------------------------------

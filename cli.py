@@ -33,8 +33,8 @@ TARGET = click.option("--target", type=click.Choice(TARGETS), default="cpu", sho
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Number of threads.")
 INPUT = click.option("--input", "sizes", multiple=True, metavar="NAME=1x3x224x224",
                      help="Sizes of an input, where the model leaves them open.")
-WEIGHTS = click.option("--weights", type=click.Path(), required=True,
-                       help="A run's folder, or a safetensors file.")
+A_RUN = "A run's folder, or a safetensors file."
+WEIGHTS = click.option("--weights", type=click.Path(), required=True, help=A_RUN)
 
 
 def guarded(command: Callable) -> Callable:
@@ -415,10 +415,10 @@ SETTING = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                        help="Set a model's setting.")
 
 
-def _output(default: str | None, what: str) -> Callable:
+def _output(default: str | None, what: str, required: bool = True) -> Callable:
     """The option -o of the verbs that make a file."""
     return click.option("-o", "--out", type=click.Path(path_type=Path), default=default,
-                        required=default is None, show_default=bool(default),
+                        required=required and default is None, show_default=bool(default),
                         help=f"{what} (settings are --set KEY=VALUE here).")
 
 
@@ -512,6 +512,37 @@ def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: s
     inputs = prediction.read_example(net, training, options, Path(weights), picture)
     plots.draw_maps(net, params, at, inputs, options, out)
     click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("file")
+@click.option("--weights", type=click.Path(), help=f"{A_RUN} Default: the initial weights.")
+@click.option("--batches", type=click.IntRange(1, 1000), default=1, show_default=True,
+              help="How many batches of the training data.")
+@_output(None, "A picture of it: .png or .svg", required=False)
+@SETTING
+@TARGET
+@THREADS
+@JSON
+@guarded
+def gradflow(file: str, weights: str | None, batches: int, out: Path | None,
+             settings: tuple[str, ...], target: str, threads: int | None, as_json: bool) -> None:
+    """How the loss's gradient flows back through time and through the layers of a recipe.
+
+    For every state of a scan the norm of the gradient after every step, from the last one back;
+    for every layer the sizes of its result, of the gradient by it, and of each parameter's.
+    """
+    from lamina.commands import views
+    from lamina.commands.gradflow import flow_json, measure, print_flow
+    from lamina.commands.plots import draw_flow
+
+    training = _training(file, settings)
+    flow = measure(training, _options(target, threads), Path(weights) if weights else None, batches)
+    if out is not None:
+        draw_flow(flow, out)
+    console.print_json(flow_json(flow)) if as_json else print_flow(views.terminal(), flow)
+    if out is not None and not as_json:
+        click.echo(f"wrote {out}")
 
 
 # --- arguments ----------------------------------------------------------------------------------

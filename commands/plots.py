@@ -1,4 +1,4 @@
-"""`lamina plot` and `lamina filters`: curves of runs, and pictures of weights and feature maps."""
+"""`lamina plot`, `filters` and `gradflow -o`: curves of runs, weights, feature maps, gradients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lamina.api import Net, Run
+from lamina.commands.gradflow import Flow
 from lamina.commands.layered import chosen, optional
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph
@@ -157,6 +158,46 @@ def _tiles(tiles: list[np.ndarray], title: str, path: Path, ending: str, colours
     more = f", the first {MOST_TILES}" if len(tiles) > MOST_TILES else ""
     figure.suptitle(title + more, fontsize=9, parse_math=False)
     _save(figure, path, ending)
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+def draw_flow(flow: Flow, path: Path) -> None:
+    """Gradients by states over the steps back in time, those of layers and parameters as bars."""
+    ending = chosen(ENDINGS, path.name)
+    bars = [(flow.layers, [row.path for row in flow.layers], "layers"),
+            (flow.parameters, [row.key for row in flow.parameters], "parameters")]
+    bars = [panel for panel in bars if panel[0]]
+    heights = [3.6] * bool(flow.states) + [0.8 + 0.22 * len(rows) for rows, _, _ in bars]
+    figure = _figure(9, sum(heights))
+    panels = list(np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights)))
+    if flow.states:
+        _draw_states(panels.pop(0), flow)
+    for axes, (rows, names, title) in zip(panels, bars, strict=True):
+        places = range(len(rows), 0, -1)
+        axes.barh(places, [row.gradient for row in rows], height=0.7)
+        axes.set_yticks(places, names, fontsize=8, parse_math=False)
+        if any(row.gradient for row in rows):
+            axes.set_xscale("log")
+        axes.set_xlabel(f"{title}: root mean square of the loss's gradient")
+        axes.grid(alpha=0.3, axis="x")
+    _save(figure, path, ending)
+
+
+def _draw_states(axes: Any, flow: Flow) -> None:
+    """A line for each state, through the last step; dashed the whole gradient."""
+    for number, state in enumerate(flow.states):
+        for norms, style, label in ((state.last, "-", state.name), (state.all, "--", None)):
+            steps = [step for step, norm in enumerate(norms) if norm]
+            axes.plot(steps, [norms[step] for step in steps], style, color=f"C{number % 10}",
+                      label=label and label.replace("$", r"\$"), linewidth=1.4)
+    axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("steps before the last (dashed: with what other steps hand out)")
+    axes.set_ylabel("norm of the gradient")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
 # --- figures ------------------------------------------------------------------------------------

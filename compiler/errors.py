@@ -100,6 +100,7 @@ CODES: dict[str, str] = {
     "E416": "bad option",
     "E417": "cell and scan",
     "E418": "size that differs from example to example",
+    "E419": "choosing tokens",
     "E501": "loss or metric is not a number",
     "E502": "unknown recipe setting",
     "E503": "bad recipe value",
@@ -133,7 +134,6 @@ CODES: dict[str, str] = {
     "E707": "checkpoint of another recipe",
     "E900": "nested too deeply",
     "E901": "too large",
-    "E902": "not supported yet",
 }
 
 WIDTH = 100  # display columns of an excerpt before it is cut around its span

@@ -10,6 +10,7 @@ from typing import Any
 from lamina.compiler.errors import CompileError, Diagnostic, Sink, Source, Span
 from lamina.compiler.frontend import shapes
 from lamina.compiler.frontend.context import Context, Instance
+from lamina.compiler.frontend.decoding import Decoder
 from lamina.compiler.frontend.evaluate import Evaluator
 from lamina.compiler.frontend.instantiate import build_model
 from lamina.compiler.frontend.library import Module, did_you_mean
@@ -52,6 +53,7 @@ class Build:
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
+    decoder: Decoder | None = None  # where it was built to choose its tokens: what runs before
 
 
 def find_model(module: Module, name: str | None) -> Definition:
@@ -107,16 +109,19 @@ def literal(value: Any) -> str:
 
 def build(module: Module, definition: Definition, call: ast.Call | None = None, *,
           training: bool = False, sizes: Mapping[str, int] | None = None,
-          objective: Objective | None = None, built: set[Any] | None = None) -> Build:
+          objective: Objective | None = None, built: set[Any] | None = None,
+          decoding: bool = False) -> Build:
     """Build a model into a Graph. Raises CompileError with every diagnostic found.
 
     `sizes` gives symbols a number, `training` chooses what dropout and batch-norm do. The nodes of
     the definitions that are instantiated are added to `built`, also where the build fails.
+    `decoding` divides the scan that uses `choose`: the graph is what comes after its last step.
     """
     sink = Sink()
     for diagnostic in module.sink.diagnostics:
         sink.add(diagnostic)
     ctx = Context(definition.name, training, dict(sizes or {}), sink)
+    ctx.decoding = decoding
     if built is not None:
         ctx.built = built
     bind_constants(ctx, module)
@@ -133,9 +138,10 @@ def build(module: Module, definition: Definition, call: ast.Call | None = None, 
     live = ctx.builder.live([value for _, value in values])
     rows = [row if row.result.node in live else ctx.spare.get(number, row)
             for number, row in enumerate(ctx.rows)]
-    graph = ctx.builder.finish(values, rows)
+    graph = ctx.builder.finish(values, rows, keep_sources=ctx.decoder is None)
     own = tuple(result.outputs) if isinstance(result, Result) else ()
-    return Build(graph, own, inputs, tuple(objective.targets) if objective else ())
+    return Build(graph, own, inputs, tuple(objective.targets) if objective else (),
+                 ctx.decoder)
 
 
 def bind_constants(ctx: Context, module: Module) -> None:

@@ -8,11 +8,11 @@ from typing import Any, TypeGuard
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import static
 from lamina.compiler.frontend.base import Base
+from lamina.compiler.frontend.decoding import choose
 from lamina.compiler.frontend.library import did_you_mean
 from lamina.compiler.frontend.naming import callee_name
 from lamina.compiler.frontend.values import (
     BROKEN,
-    UNSUPPORTED,
     Builtin,
     Definition,
     Layer,
@@ -89,7 +89,7 @@ class Calls(Base):
         if name == "lengths":
             return self._lengths(args, expr)
         if name == "choose":
-            return self.error("E902", UNSUPPORTED[ast.Call], expr.span)
+            return choose(self, args, expr.span)
         return self.error("E404", f"`{name}` works on compile-time values, not on "
                           f"{describe(args[0]) if args else 'nothing'}", expr.span)
 

@@ -8,20 +8,21 @@ memories) is the same at every step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from lamina.compiler.errors import Note, Span
 from lamina.compiler.frontend import shapes
 from lamina.compiler.frontend.context import Context
+from lamina.compiler.frontend.decoding import Ending, can_choose, divide
 from lamina.compiler.frontend.parameters import Body, parameter_key
+from lamina.compiler.frontend.steps import State, Step, dependents, entry
 from lamina.compiler.frontend.values import (
     BROKEN,
-    UNSUPPORTED,
     Binding,
     Result,
     Scanned,
     Scans,
+    Scope,
     Tensor,
     describe,
 )
@@ -36,39 +37,7 @@ from lamina.compiler.ir.types import (
     shape_text,
 )
 from lamina.compiler.ops.control import FREE, SCAN, make_body
-from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.syntax import ast
-
-
-@dataclass
-class State:
-    """A state of the cell that is being built: before the first step, before and after a step."""
-
-    name: str
-    initial: Tensor
-    entry: Tensor
-    body: Body
-    statement: ast.State
-
-
-@dataclass
-class Step:
-    """The step of a scan that is being built at `path`; `given` are the values after `with`."""
-
-    path: str
-    given: Mapping[str, tuple[Tensor, Span]]
-    used: set[str] = field(default_factory=set)
-    states: list[State] = field(default_factory=list)
-
-    def relative(self, path: str) -> str:
-        """A path below the scan's."""
-        return path.removeprefix(self.path).removeprefix(".")
-
-
-def entry(ctx: Context, type: TensorType, origins: tuple = ()) -> Tensor:
-    """What a step sees of something that changes from step to step."""
-    attrs = {"name": f"entry{ctx.builder.count}", "shape": type.shape, "dtype": type.dtype}
-    return Tensor(ctx.builder.emit(REGISTRY["entry"], (), attrs), type, origins)
 
 
 def declare_state(body: Body, statement: ast.State) -> None:
@@ -178,8 +147,6 @@ def run_scan(ev: Any, body: ast.Scan, piped: list[Any], path: str) -> Any:
         return ev.error("E417", f"`scan` runs a cell; `{body.cell.func.span.text}` is "
                         f"{describe(cell)}", body.cell.span,
                         help="declare it with `cell` in place of `block`")
-    if body.until is not None:
-        return ev.error("E902", UNSUPPORTED[ast.Scan], body.until.span)
     if isinstance(length, bool) or not isinstance(length, (int, Expression)):
         return ev.error("E317", f"`over` takes a size, not {describe(length)}", body.dim.span)
     sequences = _sequences(ev, body, piped, length)
@@ -227,27 +194,38 @@ def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int
            step: Step) -> Any:
     ctx = ev.ctx
     m, stacked, entries = ctx.m, [], []
-    ragged = is_ragged(length)
     with ctx.builder.at(body.span, step.path):
-        if ragged:  # whether the step is before each example's end
-            stacked.append(ctx.m.before_end(length).value)
-            entries.append(entry(ctx, _step_type(ctx.builder.type(stacked[0]))))
         for tensor, axis in sequences:
             others = [a for a in range(len(tensor.shape)) if a != axis]
             stacked.append(m.transpose(ctx.var(tensor), perm=(axis, *others)).value)
             origins = tuple(tensor.origins[a] for a in others) if tensor.origins else ()
             shape = tuple(tensor.shape[a] for a in others)
             entries.append(entry(ctx, TensorType(shape, tensor.type.dtype), origins))
-    result = ctx.instantiate(ev, cell, body.cell, entries[ragged:], step.path, body.cell.span)
+    result = ctx.instantiate(ev, cell, body.cell, list(entries), step.path, body.cell.span)
     if result is BROKEN or not _complete(ev, body, step):
         return BROKEN
     outputs = dict(result.outputs) if isinstance(result, Result) else {"": result}
     after = [_after(state) for state in step.states]
-    if ragged:
-        after = [_held(ev, state, value, entries[0]) for state, value in
-                 zip(step.states, after, strict=True)]
-    if any(value is BROKEN for value in (*after, *outputs.values())):
+    ending = _ending(ev, body, cell, outputs, after, step)
+    if ending is BROKEN or any(value is BROKEN for value in (*after, *outputs.values())):
         return BROKEN
+    place = sequences[0][1] if sequences else 0
+    if step.choices and not can_choose(ev, step, [one.value for one in entries]):
+        return BROKEN
+    if ctx.decoding and step.choices:
+        with ctx.builder.at(body.span, step.path):
+            found = divide(ev, step, list(zip([x for x, _ in sequences], entries, strict=True)),
+                           after, outputs, ending, length, place)
+        return found if found is BROKEN else _result(result, *found)
+    if is_ragged(length):
+        # Whether the step is before each example's end comes with the sequences.
+        within = m.before_end(length)
+        stacked.append(within.value)
+        entries.append(entry(ctx, TensorType(within.shape[1:], within.dtype)))
+        after = [_held(ev, state, value, entries[-1])
+                 for state, value in zip(step.states, after, strict=True)]
+        if any(value is BROKEN for value in after):
+            return BROKEN
     marks = [state.entry.value for state in step.states] + [one.value for one in entries]
     results = [one.value for one in (*after, *outputs.values())]
     graph, captured = cut_out(ctx.builder, cell.name, marks, results)
@@ -258,14 +236,48 @@ def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int
         node = ctx.builder.emit(SCAN, operands, attrs, graph)
         finals = {state.name: ctx.tensor(Value(node.node, k), state.initial.origins)
                   for k, state in enumerate(step.states)}
-        place = sequences[0][1] if sequences else 0
         handed = {name: _handed(ctx, Value(node.node, k), place)
                   for k, name in enumerate(outputs, start=len(step.states))}
+    return _result(result, handed, finals)
+
+
+def _result(result: Any, handed: dict[str, Tensor], finals: Mapping[str, Tensor]) -> Any:
+    """What all steps hand out, with the states after the last one."""
     final = Result(_nested(finals))
     if isinstance(result, Result):
         return Scans(handed, final)
     only = handed[""]
     return Scanned(only.value, only.type, only.origins, final)
+
+
+def _ending(ev: Any, body: ast.Scan, cell: Any, outputs: Mapping[str, Any], after: list[Any],
+            step: Step) -> Any:
+    """`until condition limit n`: the condition is over the cell's outputs and states."""
+    limit = 256 if body.limit is None else ev.size(body.limit, "a limit")
+    if limit is BROKEN:
+        return BROKEN
+    if not isinstance(limit, int) or limit < 1:
+        return ev.error("E417", f"a limit is a number of steps, 1 or more, not {limit}",
+                        body.limit.span, help="write `limit 100`")
+    if body.until is None:
+        return Ending(None, limit)
+    scope = Scope(ev.scope)
+    states = {state.name: value for state, value in zip(step.states, after, strict=True)}
+    single = [item.name.id for statement in cell.node.body if isinstance(statement, ast.Output)
+              for item in statement.items]
+    named = {name or single[0]: value for name, value in outputs.items()}
+    for name, value in {**states, **named}.items():
+        scope.names[name] = Binding(value, None, "output")
+    with ev.ctx.builder.at(body.until.span, step.path):
+        condition = ev.inside(scope).eval(body.until)
+    if condition is BROKEN:
+        return BROKEN
+    if not isinstance(condition, Tensor) or condition.type.dtype != "bool" or \
+            len(condition.shape) != 1:
+        return ev.error("E417", "`until` takes a condition for each example, a tensor bool[B], "
+                        f"not {describe(condition)}", body.until.span,
+                        help="compare what the cell gives, as in `until tok == EOS`")
+    return Ending(condition, limit)
 
 
 def _step_type(type: TensorType) -> TensorType:
@@ -349,10 +361,7 @@ def cut_out(builder: Builder, name: str, entries: list[Value], results: list[Val
 
     Its inputs are x0, x1 ...: the entries, then what it reads.
     """
-    depends = {value.node for value in entries}
-    for key in range(min(depends, default=builder.count), builder.count):
-        if any(value.node in depends for value in builder.node(Value(key)).inputs):
-            depends.add(key)
+    depends = dependents(builder, entries)
     captured: dict[Value, None] = {}
     todo, seen = list(results), set()
     while todo:

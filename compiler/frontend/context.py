@@ -70,6 +70,9 @@ class Context:
         self.circular: set[str] = set()  # constants already reported to need themselves
         self.built: set[Any] = set()  # the nodes of the definitions that were instantiated
         self.step: Any = None  # that of the scan which is being built
+        self.decoding = False  # whether scans choose their tokens
+        self.choosing = False  # whether there is one that does
+        self.decoder: Any = None  # the parts of the scan that does
         self.instantiate: Callable[..., Any] = _not_ready
         self.scan: Callable[..., Any] = _not_ready
 

@@ -14,7 +14,7 @@ from lamina.compiler.errors import Diagnostic, Sink, Span
 from lamina.compiler.frontend.expressions import name_help
 from lamina.compiler.frontend.library import Module, did_you_mean, unknown_setting
 from lamina.compiler.frontend.shapes import is_symbol_name
-from lamina.compiler.frontend.values import UNSUPPORTED, Builtin, Definition, OpRef, Scope
+from lamina.compiler.frontend.values import Builtin, Definition, OpRef, Scope
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.ops.initial import INITIALIZERS
 from lamina.compiler.syntax import ast
@@ -51,7 +51,6 @@ class _Names:
         self.bound: set[str] = set()
         self.later: set[str] = set() if node is None else _all_bound(node)
         self.lazy = False  # inside a layer that is applied later, when more names are bound
-        self.told: set[type] = set()
 
     def check(self) -> None:
         """Every statement in order; a name can be used below the line that binds it."""
@@ -65,12 +64,6 @@ class _Names:
     def error(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         """Report an error of this definition."""
         self.sink.error(code, message, span, help=help, path=self.node.name.id if self.node else "")
-
-    def unsupported(self, node: Any, help: str | None = None) -> None:
-        """Report the first of each kind of thing that is not supported."""
-        if type(node) not in self.told:
-            self.told.add(type(node))
-            self.error("E902", UNSUPPORTED[type(node)], node.span, help)
 
     # --- statements -----------------------------------------------------------------------------
 
@@ -190,8 +183,6 @@ class _Names:
     def _call(self, expr: ast.Call) -> None:
         """A call outside of a flow: of a layer's settings, or of a function."""
         value = self._callee(expr)
-        if isinstance(value, Builtin) and value.name == "choose":
-            self.unsupported(expr)
         if isinstance(value, Definition):
             self._lazily(expr.args)
             self._lazily(tuple(word.value for word in expr.kwargs))
@@ -240,8 +231,6 @@ class _Names:
 
     def _scan(self, body: ast.Scan) -> None:
         """Its condition speaks of the cell's outputs, which only a build knows."""
-        if body.until is not None:
-            self.error("E902", UNSUPPORTED[ast.Scan], body.until.span)
         self.visit_all((body.cell, body.dim, body.limit,
                         *(binding.value for binding in body.bindings)))
 

@@ -12,12 +12,6 @@ from lamina.compiler.ir.op import Op
 from lamina.compiler.ir.types import Dim, Expression, TensorType
 from lamina.compiler.syntax import ast
 
-# What is parsed and not yet built, and its message (E902).
-UNSUPPORTED: dict[type, str] = {
-    ast.Call: "`choose` (decoding) is not supported yet",
-    ast.Scan: "`until` (decoding) is not supported yet",
-}
-
 
 class Broken:
     """Stands for a value that could not be made; whatever uses it stays silent."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
+from lamina.runtime.data.made import check_copy_task, copy_task
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.pairs import Pairs, open_pairs
 from lamina.runtime.data.pictures import Pictures, open_pictures
@@ -131,13 +132,16 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "arrays": arrays,
     "images": images,
     "pairs": pairs,
+    "copy_task": copy_task,
     "tsv": tsv,
     "conll": conll,
     "text": long_text,
     "series": series,
 }
-_FIELDS = {"pairs": ("image", "mask"), "text": ("text", NEXT), "series": ("past", "future")}
-_MAKINGS = {**CHECKS, "text": check_text, "series": check_series}  # of other arguments than files
+_FIELDS = {"pairs": ("image", "mask"), "copy_task": ("ids", "copy"), "text": ("text", NEXT),
+           "series": ("past", "future")}
+# Of other arguments than files.
+_MAKINGS = {**CHECKS, "text": check_text, "series": check_series, "copy_task": check_copy_task}
 
 
 def source_fields(name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -172,7 +176,8 @@ def check_source(name: str, arguments: Mapping[str, Any]) -> None:
     """What can be told about a source's arguments without a file. Raises DataError E608."""
     if name in _MAKINGS:
         rest = {key: value for key, value in arguments.items() if key not in ("file", "_folder")}
-        text("file", arguments["file"])
+        if "file" in arguments:
+            text("file", arguments["file"])
         _MAKINGS[name](**rest)
         return
     for key, value in arguments.items():

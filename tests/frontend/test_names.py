@@ -47,8 +47,6 @@ def names(source):
     ("output y = op.ad(x, x)", "E301", "no operator is named `ad`", "did you mean `pad`?",
      "op.ad"),
     ("output y = x -> repeat n { relu }", "E301", "`n` is not defined here", None, "n"),
-    ("output y = choose(x, x)", "E902", "`choose` (decoding) is not supported yet", None,
-     "choose(x, x)"),
 ])
 def test_unused_definitions_are_checked(line, code, message, help, place):
     # A block that nothing uses yet is still being written: its mistakes count.
@@ -89,13 +87,6 @@ def test_check_tells_names_of_models_that_need_settings(tmp_path):
     assert found == [("E301", "Cel", "M"), ("E301", "T", "M"), ("E301", "liner", "M")]
 
 
-def test_seq2seq_says_what_is_not_supported():
-    # Decoding parses and cannot run yet: each part is named where it stands first.
-    found = check_names(load_path(ROOT / "tests" / "syntax" / "examples" / "seq2seq.lam"))
-    assert {d.code for d in found} == {"E902"}
-    assert {"tok == EOS", "choose(logits, gold)"} <= {d.span.text for d in found}
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "zoo").rglob("*.lam")), ids=lambda p: p.stem)
 def test_the_zoo_has_no_false_errors(path):
     # The pass knows no shapes, so it must stay silent wherever a build succeeds.
@@ -114,4 +105,4 @@ def test_the_pages_have_no_false_errors(page):
         module = load_text(next(iter(files(block).values())), "model.lam")
         found = check_names(module, module.file.declarations)
         assert [d for d in found
-                if (d.span.start, d.span.end) not in known and d.code != "E902"] == []
+                if (d.span.start, d.span.end) not in known] == []

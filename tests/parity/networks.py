@@ -370,7 +370,50 @@ class UNet(nn.Module):
 _VGG = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 _RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
+# --- the copy task ------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer as a loop over PyTorch's functions of one step; `forget` is added there."""
+
+    def __init__(self, cell, step, forget=0.0):
+        super().__init__()
+        self._modules["forward"] = cell  # our path, which is also a method's name
+        self.step, self.forget = step, forget
+
+    def forward(self, x):
+        cell = self._modules["forward"]
+        gates = x.new_zeros(cell.bias_ih.shape)
+        if self.forget:
+            gates[cell.hidden_size:2 * cell.hidden_size] = self.forget
+        h = x.new_zeros(len(x), cell.hidden_size)
+        state, outs = (h, h) if isinstance(cell, nn.LSTMCell) else h, []
+        for t in range(x.shape[1]):
+            state = self.step(x[:, t], state, cell.weight_ih, cell.weight_hh,
+                              cell.bias_ih + gates, cell.bias_hh)
+            outs.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(outs, 1)
+
+
+class CopyTask(nn.Module):
+    """Embedding, one recurrent layer, and a score for every symbol at the last steps."""
+
+    def __init__(self, cell, step, forget=0.0, symbols=8, length=5):
+        super().__init__()
+        self.length = length
+        self.emb = nn.Embedding(symbols + 2, 16)
+        self.net = nn.ModuleDict({"layers": nn.ModuleList([Recurrent(cell(16, 64), step, forget)])})
+        self.head = nn.Linear(64, symbols)
+
+    def forward(self, ids):
+        y = self.net["layers"][0](self.emb(ids))
+        return self.head(y[:, -self.length:])
+
+
 TWINS = {
+    "copy_task.CopyTask": partial(CopyTask, nn.LSTMCell, torch.lstm_cell, 2.0),
+    "copy_task.CopyRNN": partial(CopyTask, nn.RNNCell, torch.rnn_tanh_cell),
+    "copy_task.CopyGRU": partial(CopyTask, nn.GRUCell, torch.gru_cell),
     "lenet5.LeNet5": lenet5,
     "lenet5_1998.LeNet5of1998": lenet5_1998,
     "alexnet.AlexNet": alexnet,

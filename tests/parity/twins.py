@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "twins.npz"
 ENTRIES = 8
 LOSS = "cross_entropy(logits, label)"
+OF_TOKENS = "cross_entropy(logits, label, axis=-1)"  # classes last
 # Over all that has a gradient: the detector's own loss is tested position by position elsewhere.
 DETECTOR_LOSS = "mean(square(logits)) + mean(sides) + mean(square(central))"
 # Relative to the largest entry of the array; ours is float32.
@@ -48,7 +49,7 @@ NOTHING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model of the zoo, "file.Model", with settings and the shape of its images."""
+    """A model of the zoo, "file.Model", with settings and the shape of its images or tokens."""
 
     model: str
     shape: tuple[int, ...]
@@ -61,6 +62,22 @@ class Case:
     def detects(self) -> bool:
         """Whether there are boxes beside the scores, and no label for a whole image."""
         return self.model.startswith("detector.")
+
+    @property
+    def given(self):
+        """The model's input."""
+        (one,) = self.net().fed
+        return one
+
+    @property
+    def reads(self) -> bool:
+        """Whether it takes tokens."""
+        return self.given.dtype == "i32"
+
+    @property
+    def loss(self) -> str:
+        """What is differentiated."""
+        return DETECTOR_LOSS if self.detects else OF_TOKENS if self.reads else LOSS
 
     def net(self, training: bool = False):
         """Our model; in training without dropout, whose random numbers are our own."""
@@ -95,6 +112,9 @@ SMALL = {case.model: case for case in (
     Case("unet.UNetBN", (2, 1, 188, 188), {"width": 4, "size": 188}, 4),
     Case("unet.UNetSame", (2, 1, 64, 64), {"width": 4, "size": 64}, 21),
     Case("detector.Detector", (2, 3, 64, 48), {"classes": 5, "width": 8}),
+    Case("copy_task.CopyTask", (3, 9), {"length": 3}),
+    Case("copy_task.CopyRNN", (3, 9), {"length": 3}),
+    Case("copy_task.CopyGRU", (3, 9), {"length": 3}),
     Case("mobilenet.MobileNet", (3, 3, 64, 96), {"classes": 7, "width": 0.25}),
     Case("mobilenet.MobileNetV2", (3, 3, 64, 96), {"classes": 7, "width": 0.35}),
 )}
@@ -106,14 +126,14 @@ def full_cases() -> dict[str, Case]:
     cases = {}
     for file, models in expected.items():
         for name, facts in models.items():
-            _, *image = map(int, facts["input"].partition("=")[2].split("x"))
-            cases[f"{file}.{name}"] = Case(f"{file}.{name}", (1 if file == "unet" else 2, *image),
+            _, *rest = map(int, facts["input"].partition("=")[2].split("x"))
+            cases[f"{file}.{name}"] = Case(f"{file}.{name}", (1 if file == "unet" else 2, *rest),
                                            damped=True)
     return cases
 
 
 def inputs(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Weights, images and labels.
+    """Weights, images (or tokens) and labels.
 
     Weights have the variance that ReLU keeps (He and others, 2015), so that deep layers count too;
     what starts constant is spread, so that a swap shows. `damped` takes a tenth of the last factors
@@ -131,6 +151,9 @@ def inputs(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         if case.damped and ends_branch(key, weights):
             weights[key] = weights[key] / 10
     out = net.outputs["logits"].shape
+    if case.reads:
+        tokens = rng.integers(0, case.given.limit, case.shape).astype(np.int32)
+        return weights, tokens, rng.integers(0, out[-1], (case.shape[0], *out[1:-1]), np.int32)
     images = rng.standard_normal(case.shape).astype(np.float32)
     if case.detects:
         return weights, images, np.zeros(0, np.int32)
@@ -141,8 +164,7 @@ def inputs(case: Case) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 def ours(case: Case, target: str, sides: bool = False) -> dict[str, np.ndarray]:
     """Every compared array of our model by name; if asked also "side:NUMBER" of its kinks."""
     weights, images, labels = inputs(case)
-    loss = parse_expression(DETECTOR_LOSS if case.detects else LOSS)
-    graph = case.net(training=True).build(True, Objective(loss)).graph
+    graph = case.net(training=True).build(True, Objective(parse_expression(case.loss))).graph
     if sides:
         from lamina.tests.parity.branches import with_sides
 
@@ -152,10 +174,10 @@ def ours(case: Case, target: str, sides: bool = False) -> dict[str, np.ndarray]:
     runner = make_runner(add_gradients(graph, "loss", wrt), options)
     runner.set_params({key: weights[key] for key in graph.params})
     labelled = {} if case.detects else {"label": labels}
-    found = runner.run({"image": images, **labelled})
+    found = runner.run({case.given.key: images, **labelled})
     after = runner.get_params()  # a run moves the running statistics
     found |= {f"update:{key}": after[key] for key in after if is_statistic(key)}
-    evaluated = case.net().compile(target=target)(weights, image=images)["logits"]
+    evaluated = case.net().compile(target=target)(weights, **{case.given.key: images})["logits"]
     # The detector's other outputs are in its loss, and what it keeps has no derivative.
     found = {name: value for name, value in found.items()
              if name in ("loss", "logits") or ":" in name}
@@ -188,7 +210,8 @@ def theirs(case: Case, following: Following | None = None) -> dict[str, np.ndarr
     import torch
 
     weights, images, labels = inputs(case)
-    twin, x = case.twin().double(), torch.tensor(images).double()
+    twin, x = case.twin().double(), torch.tensor(images)
+    x = x if case.reads else x.double()
     loaded = twin.load_state_dict({k: torch.tensor(v) for k, v in weights.items()}, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in loaded.missing_keys)
@@ -202,7 +225,8 @@ def theirs(case: Case, following: Following | None = None) -> dict[str, np.ndarr
     if case.detects:
         loss = logits.square().mean() + twin.sides.mean() + twin.central.square().mean()
     else:
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels).long())
+        scores = logits.movedim(-1, 1) if case.reads else logits
+        loss = torch.nn.functional.cross_entropy(scores, torch.tensor(labels).long())
     loss.backward()
     found = {"loss": loss, "logits": logits, "evaluated": evaluated}
     found |= {f"grad:{key}": value.grad for key, value in twin.named_parameters()}

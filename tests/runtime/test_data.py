@@ -675,3 +675,35 @@ def test_data_meets_inputs_by_name_or_by_place():
     assert [(one.field, one.key) for one in by_place] == [("image", "x"), ("label", "y")]
     by_name = feed(data, [LABEL, Input("pixels", field="image")])
     assert [(one.field, one.key) for one in by_name] == [("label", "label"), ("image", "pixels")]
+
+
+# --- made examples ------------------------------------------------------------------------------
+
+
+def test_the_copy_task_is_what_it_says():
+    # Symbols, blanks, the sign to speak at `lag`, blanks; the same for the same seed alone.
+    stage = Stage("copy_task", (), (("lag", 6), ("symbols", 3), ("length", 2), ("examples", 500)))
+    found = open_data((stage,)).fetch(np.arange(500))
+    ids, copy = found["ids"], found["copy"]
+    assert (ids.dtype, ids.shape) == (np.int32, (500, 8))
+    assert (copy.dtype, copy.shape) == (np.int32, (500, 2))
+    assert np.array_equal(ids[:, :2], copy + 1)
+    assert (ids[:, 2:6] == 0).all() and (ids[:, 6] == 4).all() and (ids[:, 7] == 0).all()
+    shares = np.bincount(copy.ravel(), minlength=3) / copy.size
+    assert len(shares) == 3 and np.abs(shares - 1 / 3).max() < 0.05
+    again = open_data((stage,)).fetch(np.arange(500))["ids"]
+    other = open_data((replace(stage, kwargs=(*stage.kwargs, ("seed", 1))),)).fetch(np.arange(500))
+    assert np.array_equal(ids, again) and (other["ids"] != ids).any(1).mean() > 0.8
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"lag": 2, "length": 3}, "`lag` is 2, less than the 3 symbols"),
+    ({"symbols": 1}, "`symbols` must be a whole number from 2"),
+    ({"examples": 0}, "`examples` must be a whole number from 1"),
+    ({"lag": "far"}, "`lag` must be a whole number"),
+])
+def test_a_copy_task_that_makes_no_sense(given, said):
+    # Said when the file is checked, before anything is made.
+    with pytest.raises(DataError, match=said) as error:
+        check_stages((Stage("copy_task", (), tuple(given.items()), 7),))
+    assert (error.value.code, error.value.line) == ("E608", 7)
