@@ -290,14 +290,23 @@ class Run:
         An input with a size `S~` may be a list of arrays of different lengths; a padded array
         takes its lengths as the input "S~", and without counts as a whole.
         """
+        self.take(weights)
+        return self.run(inputs)
+
+    def take(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Use these weights from now on. Raises KeyError and ValueError for what does not fit."""
         _require_weights(self.graph, weights)
+        self.runner.set_params({key: weights[key] for key in self.graph.params})
+
+    def run(self, inputs: Mapping[str, Any], bindings: Mapping[str, int] | None = None
+            ) -> dict[str, np.ndarray]:
+        """Outputs by name with the weights taken last; `bindings` are sizes that no input tells."""
         shapes = {name: _sizes(self.graph.type(value)) for name, value in self.graph.inputs.items()}
         typed = pad_inputs(shapes, inputs)
         _require_inputs(self.graph, typed)
         typed = {name: _as_index(name, value, self.graph, self.limits.get(name, 0))
                  for name, value in typed.items()}
-        self.runner.set_params({key: weights[key] for key in self.graph.params})
-        outputs = self.runner.run(typed)
+        outputs = self.runner.run(typed, bindings)
         return {name: value for name, value in outputs.items() if not name.startswith("update:")}
 
 
@@ -383,19 +392,25 @@ class Decoding:
         `limit` is a number of steps in place of the scan's own, `prompt` the tokens that each
         example begins with. Raises ValueError or KeyError for what does not fit.
         """
-        parts, made = self.decoder, {}
-        for name, run in (("first", self.first), ("step", self.step), ("rest", self.rest)):
-            made[name] = (lambda given, run=run: run(weights, **given)) if run else None
-        padded = pad_inputs({name: _sizes(type) for name, type in self.inputs.items()}, inputs)
-        first = {name: padded[name] for name in self.first.graph.inputs if name in padded}
-        found = decode(Parts(made["first"], made["step"], made["rest"], parts.read, parts.states,
-                             parts.outputs, parts.axes, parts.stop, parts.repeated, parts.limit),
-                       first, policy, limit, prompt)
+        for run in (self.first, self.step, self.rest, self.last):
+            if run is not None:
+                run.take(weights)
+        parts, known = self.decoder, self.inputs
+        for name in inputs:
+            if name not in known:
+                raise KeyError(f"no input is named {name!r}; inputs: {', '.join(known) or 'none'}")
+        padded = pad_inputs({name: _sizes(type) for name, type in known.items()}, inputs)
+        count = next((len(value) for name, value in padded.items()), len(prompt) or 1)
+        first = self.first.run({name: padded[name] for name in self.first.graph.inputs
+                                if name in padded}, {parts.batch: count} if parts.batch else None)
+        found = decode(Parts(self.step.run, self.rest.run if self.rest else None, parts.read,
+                             parts.states, parts.outputs, parts.axes, parts.stop, parts.repeated,
+                             parts.limit), first, count, policy, limit, prompt)
         given = {DECODED + key: value for key, value in found.outputs.items()}
         given |= {FINAL + key: value for key, value in found.finals.items()}
         given |= {parts.length + LENGTHS: found.lengths, **padded}
         given = {name: value for name, value in given.items() if name in self.last.graph.inputs}
-        outputs = self.last(weights, **given)
+        outputs = self.last.run(given)
         return {**outputs, "lengths": found.lengths, "score": found.scores}
 
 

@@ -52,7 +52,6 @@ class Policy:
 class Parts:
     """What a decoding loop runs; see `lamina.compiler.frontend.decoding.Decoder` for the names."""
 
-    first: Part
     step: Part
     rest: Part | None
     read: tuple[str, ...]
@@ -78,15 +77,17 @@ class Decoded:
     scores: np.ndarray
 
 
-def decode(parts: Parts, inputs: Mapping[str, np.ndarray], policy: Policy = Policy(),  # noqa: B008
-           limit: int = 0, prompt: Sequence[Sequence[int]] = ()) -> Decoded:
+def decode(parts: Parts, first: Mapping[str, np.ndarray], examples: int,
+           policy: Policy = Policy(), limit: int = 0,  # noqa: B008
+           prompt: Sequence[Sequence[int]] = ()) -> Decoded:
     """Run the steps until every example has ended, or `limit` steps (the cell's own if 0).
 
-    `prompt` holds tokens of each example that are taken as they are before the policy chooses.
+    `first` are the states before the first step, s0, s1 ..., and what every step reads, f0, f1
+    ...; `prompt` holds tokens of each example that are taken as they are before the policy chooses.
     Raises ValueError for tokens that the model does not have.
     """
     width = policy.width if policy.kind == "beam" else 1
-    return _Loop(parts, inputs, policy, width, limit or parts.limit, prompt).run()
+    return _Loop(parts, first, examples, policy, width, limit or parts.limit, prompt).run()
 
 
 @dataclass(slots=True)
@@ -108,14 +109,13 @@ class _History:
 
 
 class _Loop:
-    def __init__(self, parts: Parts, inputs, policy: Policy, width: int, limit: int, prompt):
+    def __init__(self, parts: Parts, first: Mapping[str, np.ndarray], examples: int,
+                 policy: Policy, width: int, limit: int, prompt: Sequence[Sequence[int]]):
         self.parts, self.policy, self.width, self.limit = parts, policy, width, limit
-        found = parts.first(inputs)
-        self.states = [np.repeat(found[f"s{i}"], width, 0) for i in range(len(parts.states))]
-        self.fixed = {f"x{len(self.states) + i}": self._repeated(found[f"f{i}"], axis)
+        self.examples = examples
+        self.states = [np.repeat(first[f"s{i}"], width, 0) for i in range(len(parts.states))]
+        self.fixed = {f"x{len(self.states) + i}": self._repeated(first[f"f{i}"], axis)
                       for i, axis in enumerate(parts.repeated)}
-        sizes = [found[f"f{i}"].shape[axis] for i, axis in enumerate(parts.repeated) if axis >= 0]
-        self.examples = sizes[0] if sizes else len(found["s0"])
         rows = self.examples * width
         self.prompt = [list(one) for one in prompt] or [[]] * self.examples
         _require(len(self.prompt) == self.examples, f"{len(self.prompt)} prompts for "

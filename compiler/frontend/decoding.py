@@ -42,7 +42,8 @@ class Decoder:
     the step, those named in `read`, as x1 .... `states`, `outputs` and `stop` name where values
     come from: CHOSEN, or an output of `step` (y...) or `rest` (z...). `axes` is where an output
     has its steps, `repeated` the axis of the examples of every f (-1: none). `source` is the input
-    that holds the gold tokens, and `length` the size of its steps.
+    that holds the gold tokens, `length` the size of its steps and `batch` that of the examples,
+    where it is open.
     """
 
     first: Graph
@@ -57,6 +58,7 @@ class Decoder:
     limit: int
     source: str
     length: str
+    batch: str
 
 
 def divide(ev: Any, step: Step, sequences: Sequence[tuple[Tensor, Tensor]], after: list[Tensor],
@@ -94,7 +96,8 @@ def divide(ev: Any, step: Step, sequences: Sequence[tuple[Tensor, Tensor]], afte
         tuple(min(place, len(tensor.shape)) for tensor in outputs.values()),
         name[ending.condition.value] if ending.condition else "",
         tuple(_axis(builder.type(value), batch) for value in fixed),
-        ending.limit, source.attributes.get("name", ""), str(length).removesuffix("~"))
+        ending.limit, source.attributes.get("name", ""), str(length).removesuffix("~"),
+        "" if isinstance(batch, int) else str(batch))
     handed = {}
     for key, tensor in outputs.items():
         axis, shape = min(place, len(tensor.shape)), tensor.shape

@@ -1,7 +1,8 @@
 """Scans: what need not wait for the states leaves the loop, and how a scan is differentiated.
 
 A node of the body that depends on no state is computed for all steps at once before the loop, one
-that no later step depends on after it (`leave_loop`). The gradient of a scan is derived: the body's
+that no later step depends on after it; states that do not need each other have loops of their own,
+one after the other (`leave_loops`). The gradient of a scan is derived: the body's
 own gradient, step by step from the last one (`gradient`).
 """
 
@@ -93,7 +94,11 @@ def emit_scan(m: GraphMath, body: Graph, operands: Sequence[Var], attrs: Mapping
 
 @dataclass
 class _Division:
-    """How a body is divided between the loop and what is before and after it."""
+    """How a body is divided: a loop for every group of states that need each other, and the rest.
+
+    The groups come in the order in which they read each other. What a group's loop needs of the
+    groups before it is known for all steps when it runs, as are sequences.
+    """
 
     m: GraphMath
     body: Graph
@@ -101,6 +106,8 @@ class _Division:
     attrs: Mapping
     summed: frozenset[int]
     outside: dict[Value, Operand] = field(default_factory=dict)
+    finals: dict[int, Var] = field(default_factory=dict)
+    home: dict[int, int] = field(default_factory=dict)  # node -> the group whose loop computes it
 
     def __post_init__(self):
         self.states: int = self.attrs["states"]
@@ -108,65 +115,67 @@ class _Division:
         self.length: Dim = self.attrs["length"]
         self.inputs = [self.body.inputs[f"x{i}"] for i in range(len(self.operands))]
         self.results = [value for _, value in self.body.outputs]
-        self.carried = self.inputs[:self.states]
-        for i, value in enumerate(self.inputs):
-            if i >= self.states:
-                stacked = i < self.states + self.sequences
-                self.outside[value] = Operand(self.operands[i], stacked)
-        self.early = self._early()
-        self.loop = self._loop()
+        for i, value in enumerate(self.inputs[self.states:], start=self.states):
+            stacked = i < self.states + self.sequences
+            self.outside[value] = Operand(self.operands[i], stacked)
+        self.groups = _groups(self.body, self.inputs[:self.states], self.results) or [()]
+        self.varies = self._varies()
+        self.free = self._only_summed()
+        self.level = self._levels()
+        for k, group in enumerate(self.groups):
+            self._take(k, [self.results[state].node for state in group])
+        for node in self.body.nodes:
+            if node.id not in self.home and self._waits(node):
+                self._take(self.level[node.id], [node.id])
+        self._take_cheap_work()
 
     # --- which nodes go where -------------------------------------------------------------------
 
-    def _early(self) -> set[int]:
-        """Nodes that depend on no state and can be computed for all steps at once."""
-        early = {value.node for value in self.outside}
-        varies = {value.node for value, x in self.outside.items() if x.stacked}
+    def _varies(self) -> set[int]:
+        """Nodes that differ from step to step."""
+        found = {value.node for value in self.inputs[:self.states + self.sequences]}
         for node in self.body.nodes:
-            if node.op.name == "input" or not all(v.node in early for v in node.inputs):
-                continue
-            stacked = [value.node in varies for value in node.inputs]
-            if len(node.outs) > 1 or any(stacked) and not can_batch(node, stacked):
-                continue
-            early.add(node.id)
-            if any(stacked):
-                varies.add(node.id)
-        return early - self._rather_late(early, varies)
+            if any(value.node in found for value in node.inputs):
+                found.add(node.id)
+        return found
 
-    def _rather_late(self, early: set[int], varies: set[int]) -> set[int]:
-        """Cheap work on what is stored anyway, for steps alone: made there, it needs no memory."""
-        late: set[int] = set()
+    def _waits(self, node: Node) -> bool:
+        """Whether a node must be computed step by step, whatever it depends on."""
+        stacked = [value.node in self.varies for value in node.inputs]
+        return node.id not in self.free and any(stacked) and (
+            len(node.outs) > 1 or not can_batch(node, stacked))
+
+    def _levels(self) -> dict[int, int]:
+        """For every node the last group that it waits for; -1: none."""
+        level: dict[int, int] = {}
+        for k, group in enumerate(self.groups):
+            level |= {self.inputs[state].node: k for state in group}
+        for node in self.body.nodes:
+            least = 0 if node.op.name != "input" and self._waits(node) else -1
+            found = max((level[value.node] for value in node.inputs), default=-1)
+            level.setdefault(node.id, max(found, least))
+        return level
+
+    def _take(self, k: int, nodes: list[int]) -> None:
+        """Put nodes into the loop of a group, with what they need that waits for it."""
+        todo = list(nodes)
+        while todo:
+            node = self.body.node(todo.pop())
+            if node.id in self.home or self.level[node.id] < k or node.op.name == "input":
+                continue
+            self.home[node.id] = k
+            todo += [value.node for value in node.inputs]
+
+    def _take_cheap_work(self) -> None:
+        """Cheap work on what is stored anyway, for one loop alone: it needs no memory there."""
         handed = {value.node for value in self.results}
         for node in reversed(self.body.nodes):
-            if node.id not in early or node.id not in varies or node.op.kind != "elementwise":
+            if node.id in self.home or node.id in handed or node.op.kind != "elementwise":
                 continue
-            users = self.body.users(node)
-            if node.id in handed or not users or not all(
-                    user.id not in early or user.id in late for user in users):
-                continue
-            if sum(value.node in varies for value in node.inputs) == 1:
-                late.add(node.id)
-        return late
-
-    def _loop(self) -> set[int]:
-        """Nodes that must be computed step by step."""
-        loop: set[int] = set()
-        todo = [value.node for value in self.results[:self.states]]
-        free = self._only_summed()
-        for node in reversed(self.body.nodes):
-            late = node.id not in self.early and node.op.name != "input"
-            if late and node.id not in free and (
-                    len(node.outs) > 1 or not can_batch(node, [True] * len(node.inputs))):
-                todo.append(node.id)
-        while todo:
-            key = todo.pop()
-            if key in loop or key in self.early:
-                continue
-            node = self.body.node(key)
-            if node.op.name != "input":
-                loop.add(key)
-                todo += [value.node for value in node.inputs]
-        return loop
+            homes = {self.home.get(user.id) for user in self.body.users(node)}
+            if len(homes) == 1 and None not in homes and \
+                    sum(value.node in self.varies for value in node.inputs) == 1:
+                self.home[node.id] = homes.pop()
 
     def _only_summed(self) -> set[int]:
         """Gradients of tables of which only the sum over all steps is asked for."""
@@ -190,48 +199,66 @@ class _Division:
 
     def emit(self) -> list[Var]:
         """Everything, in order."""
-        finals = self._emit_loop()
+        for k, group in enumerate(self.groups):
+            inside = [node for node in self.body.nodes if self.home.get(node.id) == k]
+            if inside or len(group) > 1:
+                self._emit_loop(k, group, inside)
+            elif group:
+                self._know(*group)
         handed = []
         for i, value in enumerate(self.results[self.states:]):
             handed.append(self.sum(value) if i in self.summed else
                           every_step(self.m, self.at_all(value), self.length))
-        return [*finals, *handed]
+        return [*(self.finals[state] for state in range(self.states)), *handed]
 
-    def _emit_loop(self) -> list[Var]:
-        """The scan of what is left; its results become known outside."""
-        handed = [value for value in self._crossing() if value not in self.outside]
-        if not self.states and not handed:
-            return []
-        after = self.results[:self.states]
-        inside = [self.body.node(key) for key in sorted(self.loop)]
+    def _emit_loop(self, k: int, group: Sequence[int], inside: Sequence[Node]) -> None:
+        """The scan of a group; what others read of it becomes known outside."""
+        carried = [self.inputs[state] for state in group]
+        after = [self.results[state] for state in group]
+        handed = self._crossing(k, carried)
         read = dict.fromkeys([*(v for node in inside for v in node.inputs), *after])
-        early = [v for v in read if v.node in self.early
+        outer = [v for v in read if self.home.get(v.node) != k and v not in carried
                  and self.body.node(v).op.name not in FREE]
-        sequences = [v for v in early if self.at_all(v).stacked]
-        outer = [*sequences, *(v for v in early if v not in sequences)]
-        given = [*self.operands[:self.states], *(self.at_all(v).var for v in outer)]
-        body = make_body(self.body, self.body.name, [*self.carried, *outer], [*after, *handed])
-        attrs = {**self.attrs, "sequences": len(sequences)}
+        sequences = [v for v in outer if self.at_all(v).stacked]
+        outer = [*sequences, *(v for v in outer if v not in sequences)]
+        given = [*(self.operands[state] for state in group), *(self.at_all(v).var for v in outer)]
+        body = make_body(self.body, self.body.name, [*carried, *outer], [*after, *handed])
+        attrs = {**self.attrs, "states": len(group), "sequences": len(sequences)}
         scan = self.m.builder.emit(SCAN, [x.value for x in given], attrs, body)
-        for port, value in enumerate(handed, start=self.states):
+        for port, value in enumerate(handed, start=len(group)):
             self.outside[value] = Operand(Var(self.m, Value(scan.node, port)), True)
-        return [Var(self.m, Value(scan.node, port)) for port in range(self.states)]
+        for port, state in enumerate(group):
+            self.finals[state] = Var(self.m, Value(scan.node, port))
 
-    def _crossing(self) -> list[Value]:
-        """Values of the loop that are read after it."""
-        found: dict[Value, None] = {}
-        todo = self.results[self.states:]
-        seen: set[Value] = set()
-        while todo:
-            value = todo.pop(0)
-            if value in seen:
-                continue
-            seen.add(value)
-            if value.node in self.loop or value in self.carried:
-                found[value] = None
-            elif value.node not in self.early:
-                todo += self.body.node(value).inputs
-        return list(found)
+    def _know(self, state: int) -> None:
+        """A state without a loop: it never changes, or before a step is what the last one had."""
+        m, first = self.m, self.operands[state]
+        if self.results[state] == self.inputs[state]:
+            self.outside[self.inputs[state]] = Operand(first, False)
+            self.finals[state] = first
+            return
+        after = every_step(m, self.at_all(self.results[state]), self.length)
+        first = m.reshape(first, shape=(1, *first.shape))
+        late = self.attrs["backwards"]
+        line = m.concat(*((after, first) if late else (first, after)), axis=0)
+
+        def part(start: Dim, stop: Dim) -> Var:
+            rest = after.shape[1:]
+            return m.slice(line, starts=(start, *(0 for _ in rest)), stops=(stop, *rest),
+                           steps=(1,) * len(line.shape))
+
+        before = part(1, self.length + 1) if late else part(0, self.length)
+        end = part(0, 1) if late else part(self.length, self.length + 1)
+        self.outside[self.inputs[state]] = Operand(before, True)
+        self.finals[state] = m.reshape(end, shape=after.shape[1:])
+
+    def _crossing(self, k: int, carried: Sequence[Value]) -> list[Value]:
+        """Values of a group's loop, and its states before a step, that are read elsewhere."""
+        read = [value for i, value in enumerate(self.results) if i not in self.groups[k]]
+        read += [value for node in self.body.nodes if self.home.get(node.id) != k
+                 for value in node.inputs]
+        return [value for value in dict.fromkeys(read)
+                if self.home.get(value.node) == k or value in carried]
 
     def at_all(self, value: Value) -> Operand:
         """A value of the body outside of the loop, for all steps."""
@@ -254,7 +281,7 @@ class _Division:
         """A value's sum over all steps, without making what is summed where that is possible."""
         m, node = self.m, self.body.node(value)
         rule = _SUMS.get(node.op.name)
-        apart = value.node not in self.early and value.node not in self.loop
+        apart = self.level[value.node] >= 0 and value.node not in self.home
         if rule is not None and apart and value not in self.outside:
             found = rule(self, node)
             if found is not None:
@@ -305,6 +332,34 @@ def _sum_moved(division: _Division, node: Node) -> Var | None:
 _SUMS = {"add": _sum_add, "matmul": _sum_matmul, "take_grad": _sum_take_grad,
          "reduce_sum": _sum_reduced, "transpose": _sum_moved, "reshape": _sum_moved,
          "pad": _sum_moved}
+
+
+def _groups(body: Graph, entries: Sequence[Value], results: Sequence[Value]
+            ) -> list[tuple[int, ...]]:
+    """States that need each other, in the order in which the groups read each other."""
+    reads = [_states_read(body, entries, results[state]) for state in range(len(entries))]
+    reach = [set(found) for found in reads]
+    for middle in range(len(entries)):
+        for state in range(len(entries)):
+            if middle in reach[state]:
+                reach[state] |= reach[middle]
+    groups: list[tuple[int, ...]] = []
+    for state in sorted(range(len(entries)), key=lambda one: (len(reach[one]), one)):
+        if not any(state in group for group in groups):
+            groups.append((state, *(other for other in range(len(entries)) if other != state
+                                    and other in reach[state] and state in reach[other])))
+    return [tuple(sorted(group)) for group in groups]
+
+
+def _states_read(body: Graph, entries: Sequence[Value], result: Value) -> set[int]:
+    """The states that a state's next value is made of."""
+    todo, seen = [result.node], set()
+    while todo:
+        key = todo.pop()
+        if key not in seen:
+            seen.add(key)
+            todo += [value.node for value in body.node(key).inputs]
+    return {state for state, entry in enumerate(entries) if entry.node in seen}
 
 
 # --- gradients ----------------------------------------------------------------------------------

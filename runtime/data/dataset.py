@@ -224,7 +224,7 @@ def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0,
     found: Mapping[str, Vocabulary] = {}
     raw = undivided(source)
     if isinstance(raw, Texts | LongText):
-        _at_line(first, lambda: require_same_coding(raw.makings, given))
+        _at_line(first, partial(require_same_coding, raw.makings, given))
         source, found = raw.coded(chosen_of(source), given, marks_of(stages))
     notes = []
     for stage in _named(stages, "longest"):

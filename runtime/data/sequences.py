@@ -11,7 +11,7 @@ from lamina.runtime.data.source import Source
 from lamina.runtime.data.split import Subset, without
 from lamina.runtime.data.stage import bad, text, whole
 from lamina.runtime.data.transforms import shuffled_order
-from lamina.runtime.data.vocabulary import CLOSED
+from lamina.runtime.data.vocabulary import CLOSED, PICTURE
 from lamina.runtime.errors import did_you_mean, show
 from lamina.runtime.padding import rounded
 
@@ -45,9 +45,9 @@ def check_marked(name: str, field: str, codings: Mapping[str, object]) -> None:
         error = bad("field", f"a field of texts that `{name}` marks", field)
         error.help = did_you_mean(field, codings) if codings else "texts come from tsv(...)"
         raise error
-    if codings[field] in CLOSED:
-        raise DataError("E608", f"`{name}` cannot mark `{show(field)}`: its coding "
-                        f'"{codings[field]}" has no tokens but the labels')
+    if codings[field] in (*CLOSED, PICTURE):
+        raise DataError("E608", f"`{name}` cannot mark `{show(field)}`: the coding "
+                        f'"{codings[field]}" has no such token')
 
 
 def longest_of(source: Source) -> np.ndarray | None:

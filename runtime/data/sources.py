@@ -10,13 +10,27 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
-from lamina.runtime.data.made import check_copy_task, copy_task
+from lamina.runtime.data.made import (
+    check_copy_task,
+    check_moving_digits,
+    copy_task,
+    moving_digits,
+)
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.pairs import Pairs, open_pairs
 from lamina.runtime.data.pictures import Pictures, open_pictures
 from lamina.runtime.data.source import Arrays, Source
-from lamina.runtime.data.stage import Stage, bad, height_width, text, truth, whole
+from lamina.runtime.data.stage import (
+    Stage,
+    bad,
+    check_channels,
+    decoded_size,
+    text,
+    truth,
+    whole,
+)
 from lamina.runtime.data.texts import CHECKS, conll, tsv
+from lamina.runtime.data.vocabulary import PICTURE
 from lamina.runtime.data.windows import NEXT, check_series, check_text, long_text, series
 from lamina.runtime.errors import did_you_mean, show
 
@@ -76,8 +90,8 @@ def images(
 
     `size`: a number resizes the shorter side to it, a list [height, width] to exactly that.
     """
-    exact = _decoded_size(size)
-    _check_channels(channels)
+    exact = decoded_size("size", size)
+    check_channels(channels)
     skip = truth("skip_corrupt", skip_corrupt)
     return open_pictures(_folder / text("folder", folder), exact, channels, skip)
 
@@ -95,8 +109,8 @@ def pairs(
 
     A mask is grey, 0 to 1 [1, H, W]; with `classes`, a class number for each pixel [H, W].
     """
-    exact = _decoded_size(size)
-    _check_channels(channels)
+    exact = decoded_size("size", size)
+    check_channels(channels)
     skip = truth("skip_corrupt", skip_corrupt)
     return open_pairs(_folder / text("images", images), _folder / text("masks", masks), exact,
                       channels, _class_count(classes), skip)
@@ -124,15 +138,18 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "images": images,
     "pairs": pairs,
     "copy_task": copy_task,
+    "moving_digits": moving_digits,
     "tsv": tsv,
     "conll": conll,
     "text": long_text,
     "series": series,
 }
-_FIELDS = {"pairs": ("image", "mask"), "copy_task": ("ids", "copy"), "text": ("text", NEXT),
+_FIELDS = {"pairs": ("image", "mask"), "copy_task": ("ids", "copy"),
+           "moving_digits": ("clip", "label"), "text": ("text", NEXT),
            "series": ("past", "future")}
 # Of other arguments than files.
-_MAKINGS = {**CHECKS, "text": check_text, "series": check_series, "copy_task": check_copy_task}
+_MAKINGS = {**CHECKS, "text": check_text, "series": check_series, "copy_task": check_copy_task,
+            "moving_digits": check_moving_digits}
 
 
 def source_fields(name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -148,28 +165,19 @@ def holds_texts(stages: Sequence[Stage]) -> bool:
 def closed_source(name: str, arguments: Mapping[str, Any], fields: Sequence[str]) -> Source:
     """A source of no example that has the fields and element types, and decodes as the open one."""
     if name == "images":
-        size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
+        size, channels = decoded_size("size", arguments.get("size")), arguments.get("channels", 3)
         return Pictures((), np.zeros(0, np.int32), (), size, channels)
     if name == "pairs":
-        size, channels = _decoded_size(arguments.get("size")), arguments.get("channels", 3)
+        size, channels = decoded_size("size", arguments.get("size")), arguments.get("channels", 3)
         return Pairs((), (), size, channels, arguments.get("classes"))
     if name in _MAKINGS:
-        kind = np.float32 if name == "series" else np.int32
-        return Arrays(dict.fromkeys(fields, np.zeros(0, kind)))
+        codings = arguments.get("fields", {})
+        kinds = {key: np.float32 if name == "series" else
+                 np.uint8 if codings.get(key) == PICTURE else np.int32 for key in fields}
+        return Arrays({key: np.zeros(0, kind) for key, kind in kinds.items()})
     kinds = (np.float32,) * len(fields) if name == "arrays" else (np.uint8, np.int32)
     empty = {key: np.zeros(0, kind) for key, kind in zip(fields, kinds, strict=True)}
     return Arrays(empty, _class_names(arguments.get("names")))
-
-
-def _decoded_size(size: Any) -> int | tuple[int, int] | None:
-    if size is None:
-        return None
-    return whole("size", size, 1, 16384) if isinstance(size, int) else height_width("size", size)
-
-
-def _check_channels(channels: object) -> None:
-    if channels not in (1, 3) or isinstance(channels, bool):
-        raise bad("channels", "1 (grey) or 3 (RGB)", channels)
 
 
 def check_source(name: str, arguments: Mapping[str, Any]) -> None:
@@ -184,9 +192,9 @@ def check_source(name: str, arguments: Mapping[str, Any]) -> None:
         if key == "part":
             _check_part(value)
         elif key == "size":
-            _decoded_size(value)
+            decoded_size("size", value)
         elif key == "channels":
-            _check_channels(value)
+            check_channels(value)
         elif key == "classes":
             _class_count(value)
         elif key == "names":

@@ -112,3 +112,16 @@ def height_width(name: str, value: object) -> tuple[int, int]:
         return whole(name, value[0], 1, 16384), whole(name, value[1], 1, 16384)
     side = whole(name, value, 1, 16384)
     return side, side
+
+
+def decoded_size(name: str, size: object) -> int | tuple[int, int] | None:
+    """How large pictures are made: None as they are, a number the shorter side, or both sides."""
+    if size is None:
+        return None
+    return whole(name, size, 1, 16384) if isinstance(size, int) else height_width(name, size)
+
+
+def check_channels(channels: object) -> None:
+    """E608 unless pictures have 1 or 3 channels."""
+    if channels not in (1, 3) or isinstance(channels, bool):
+        raise bad("channels", "1 (grey) or 3 (RGB)", channels)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
+from lamina.runtime.data.pictures import Pictures
 from lamina.runtime.data.source import Rows
-from lamina.runtime.data.stage import bad, text, whole
+from lamina.runtime.data.stage import bad, check_channels, decoded_size, text, truth, whole
 from lamina.runtime.data.vocabulary import (
     BOS,
     EOS,
+    PICTURE,
     Item,
     Making,
     Vocabulary,
@@ -48,14 +50,17 @@ class Ragged:
         return [self.values[self.starts[i] : self.starts[i + 1]].copy() for i in indices]
 
 
+Column = Ragged | np.ndarray | Pictures
+
+
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """Texts as numbers: a `Ragged` field is a list of int32 [length], another int32 [N].
+    """Texts as numbers: a `Ragged` field is a list of int32 [length], an array int32 [N].
 
-    `lines` are where examples start in the file `place`.
+    `lines` are where examples start in the file `place`. `Pictures` are read when asked for.
     """
 
-    columns: Mapping[str, Ragged | np.ndarray]
+    columns: Mapping[str, Column]
     lines: np.ndarray
     classes: tuple[str, ...]
     place: str
@@ -75,11 +80,14 @@ class Coded:
 
     def read(self, indices: np.ndarray) -> dict[str, Rows]:
         """Examples by field."""
-        return {key: column[indices] for key, column in self.columns.items()}
+        return {key: column.read(indices)["image"] if isinstance(column, Pictures)
+                else column[indices] for key, column in self.columns.items()}
 
     def column(self, field: str) -> np.ndarray:
-        """All numbers of a field."""
+        """All numbers of a field. Raises DataError E611 for pictures."""
         column = self.columns[field]
+        if isinstance(column, Pictures):
+            return column.column(field)
         return column.values if isinstance(column, Ragged) else column
 
     def lengths(self, field: str) -> np.ndarray | None:
@@ -92,20 +100,23 @@ class Coded:
 class Texts:
     """Texts as they were read: for each field a text, or the tokens of a sentence.
 
-    They become a `Coded` source when it is known which of them are trained on.
+    They become a `Coded` source when it is known which of them are trained on. `pictures` are the
+    fields that name pictures; `joint` fields share a vocabulary where they are coded alike.
     """
 
     items: Mapping[str, Sequence[Item]]
-    makings: Mapping[str, Making]
+    makings: Mapping[str, Making]  # of all fields but pictures
     lines: Sequence[int]
     place: str
+    pictures: Mapping[str, Pictures] = field(default_factory=dict)
+    joint: bool = False
     classes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields in the recipe's order."""
-        return tuple(self.items)
+        """Pictures, then the other fields in the recipe's order."""
+        return (*self.pictures, *self.items)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -120,7 +131,7 @@ class Texts:
 
     def column(self, field: str) -> np.ndarray:
         """Which class each example has, by the classes' order; zeros where there are none."""
-        if self.makings[field].coding != "class":
+        if field in self.pictures or self.makings[field].coding != "class":
             return np.zeros(len(self), np.int32)
         return np.unique(np.array(self.items[field], object).astype(str),
                          return_inverse=True)[1].astype(np.int32)
@@ -137,16 +148,28 @@ class Texts:
         label that is not known.
         """
         kept = [int(i) for i in chosen]
-        columns: dict[str, Ragged | np.ndarray] = {}
-        found: dict[str, Vocabulary] = {}
-        for field, items in self.items.items():
-            vocabulary = given.get(field) or self.makings[field].make(items[i] for i in kept)
-            rows = self._encoded(field, vocabulary, kept, marks.get(field, (False, False)))
-            found[field] = vocabulary
-            columns[field] = rows if vocabulary.coding != "class" else rows.values
+        columns: dict[str, Column] = {
+            key: replace(pictures, files=tuple(pictures.files[i] for i in kept),
+                         labels=pictures.labels[kept])
+            for key, pictures in self.pictures.items()}
+        found = {key: given[key] for key in self.items} if given else self._vocabularies(kept)
+        for key, vocabulary in found.items():
+            rows = self._encoded(key, vocabulary, kept, marks.get(key, (False, False)))
+            columns[key] = rows if vocabulary.coding != "class" else rows.values
         classes = next((one.tokens for one in found.values() if one.closed), ())
         lines = np.array(self.lines, np.int64)[chosen]
         return Coded(columns, lines, classes, self.place), found
+
+    def _vocabularies(self, kept: Sequence[int]) -> dict[str, Vocabulary]:
+        """The fields' own vocabularies; where they are joint, one of all that are made alike."""
+        groups: dict[object, list[str]] = {}
+        for key in self.items:
+            groups.setdefault(self.makings[key] if self.joint else key, []).append(key)
+        found: dict[str, Vocabulary] = {}
+        for keys in groups.values():
+            items = (self.items[key][i] for key in keys for i in kept)
+            found |= dict.fromkeys(keys, self.makings[keys[0]].make(items))
+        return {key: found[key] for key in self.items}
 
     def _encoded(self, field: str, vocabulary: Vocabulary, kept: Sequence[int],
                  marks: tuple[bool, bool]) -> Ragged:
@@ -167,14 +190,17 @@ class Texts:
 
 
 def tsv(file: str, columns: list[int] | None = None, size: int | list[int] | None = None,
-        least: int | list[int] = 1, lower: bool = False, _folder: Path = Path(),
-        **fields: str) -> Texts:
+        least: int | list[int] = 1, lower: bool = False, pixels: int | list[int] | None = None,
+        channels: int = 3, joint: bool = False, _folder: Path = Path(), **fields: str
+        ) -> Texts:
     """A file of tab-separated columns: `tsv("words.tsv", src="chars", tgt="words")`.
 
     Each field is a column, in the order of `columns` (by default the first ones), and its text
-    the coding. `size` and `least` bound the vocabularies, of all fields or of each.
+    the coding. `size` and `least` bound the vocabularies, of all fields or of each. The coding
+    "picture" is the name of a file beside this one, uint8 [C, H, W] of the size `pixels`. With
+    `joint`, fields that are coded alike share one vocabulary.
     """
-    makings, numbers = check_tsv(fields, columns, size, least, lower)
+    makings, numbers = check_tsv(fields, columns, size, least, lower, pixels, channels, joint)
     path = _folder / text("file", file)
     items: dict[str, list[Item]] = {key: [] for key in makings}
     lines = []
@@ -183,7 +209,21 @@ def tsv(file: str, columns: list[int] | None = None, size: int | list[int] | Non
         for key, column in zip(items, numbers, strict=True):
             items[key].append(_cell(path, number, cells, column, key))
         lines.append(number)
-    return _found(path, items, makings, lines)
+    named = [key for key in makings if makings[key].coding == PICTURE]
+    exact = decoded_size("pixels", pixels)
+    pictures = {key: _pictures(path, lines, items.pop(key), exact, channels) for key in named}
+    return replace(_found(path, items, makings, lines), pictures=pictures, joint=joint)
+
+
+def _pictures(path: Path, lines: Sequence[int], names: Sequence[Item],
+              size: int | tuple[int, int] | None, channels: int) -> Pictures:
+    """The pictures that a column names. Raises DataError E601 naming the line of a missing one."""
+    files = tuple(path.parent / str(name) for name in names)
+    for line, file in zip(lines, files, strict=True):
+        if not file.is_file():
+            raise DataError("E601", f"line {line:,} of {show(path)}: there is no {show(file)}",
+                            "names of pictures start at the folder of the table")
+    return Pictures(files, np.zeros(len(files), np.int32), (), size, channels)
 
 
 def conll(file: str, columns: list[int] | None = None, size: int | list[int] | None = None,
@@ -216,9 +256,13 @@ def conll(file: str, columns: list[int] | None = None, size: int | list[int] | N
 
 
 def check_tsv(fields: Mapping[str, object], columns: object = None, size: object = None,
-              least: object = 1, lower: object = False
+              least: object = 1, lower: object = False, pixels: object = None,
+              channels: object = 3, joint: object = False
               ) -> tuple[dict[str, Making], tuple[int, ...]]:
     """The makings of the fields and their columns. Raises DataError E608."""
+    truth("joint", joint)
+    decoded_size("pixels", pixels)
+    check_channels(channels)
     if not fields:
         raise DataError("E608", 'a text needs at least one field, as in words="words"')
     codings = [check_coding(key, value) for key, value in fields.items()]
@@ -277,4 +321,5 @@ def _found(path: Path, items: dict[str, list[Item]], makings: dict[str, Making],
            lines: list[int]) -> Texts:
     if not lines:
         raise DataError("E605", f"{show(path)} holds no example")
-    return Texts(items, makings, lines, show(path))
+    kept = {key: makings[key] for key in items}
+    return Texts(items, kept, lines, show(path))

@@ -17,7 +17,8 @@ from lamina.runtime.errors import did_you_mean, show
 
 UNKNOWN, BOS, EOS = 0, 1, 2  # 0 also fills what is padded
 SPECIAL = ("<unk>", "<bos>", "<eos>")
-CODINGS = ("chars", "words", "bpe", "labels", "class", "suffix 3")
+PICTURE = "picture"  # no text: the name of a picture's file
+CODINGS = ("chars", "words", "bpe", "labels", "class", "suffix 3", PICTURE)
 CLOSED = ("labels", "class")  # no token is unknown: numbers start at 0, none is special
 MOST = 1 << 20  # entries of a vocabulary
 BYTES = 256  # entries that byte pairs begin with, besides the special ones

@@ -194,3 +194,18 @@ def test_a_model_without_choose_is_not_decoded():
     assert not net.chooses
     with pytest.raises(ValueError, match="has no scan that uses `choose`"):
         net.decoder()
+
+
+def test_a_model_without_inputs_writes_from_a_prompt():
+    # Nothing but the prompts says how many examples there are.
+    text = SPELLER.replace("  memory text: [B, S~, E]\n", "") \
+        .replace("    + (mean(text, axis=S) -> more: linear(6)))", "    )") \
+        .replace("  input text: f32[B, S~, 4]\n", "").replace(" with (text = text)", "")
+    net = lamina.loads(text).M()
+    decoder, weights = net.decoder("cpu"), net.init(1)
+    assert not decoder.inputs
+    found = decoder(weights, prompt=[[3], [4, 4], []], policy=Policy("sample", seed=1))
+    assert len(found["tokens"]) == 3 and list(found["tokens"][1, :2]) == [4, 4]
+    assert len(decoder(weights)["tokens"]) == 1
+    with pytest.raises(KeyError, match="no input is named 'said'; inputs: none"):
+        decoder(weights, said=[[3]])

@@ -1,9 +1,11 @@
 """What makes data from packages: tried on invented ones, as what is fetched is not shipped."""
 
+import json
 import struct
 import zlib
 
 import numpy as np
+import pytest
 
 from lamina.runtime.data import Stage, open_data
 from lamina.runtime.data import make_phonemes as phonemes
@@ -107,3 +109,28 @@ def test_verses(tmp_path):
     data = open_data([Stage("tsv", ("verses.train.tsv",), (("en", "words"), ("es", "words")))],
                      made)
     assert len(data.fetch(np.arange(3))["en"][0]) == 7
+
+
+def test_captions(tmp_path):
+    """Pictures on white with the words of their short names; tones of one emoji are one."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional extra")
+    captions = pytest.importorskip("lamina.runtime.data.make_captions")
+    folder = tmp_path / "package" / "img" / "twitter" / "64"
+    folder.mkdir(parents=True)
+    index = [{"image": f"{i:02}.png", "short_name": f"red_car-{i}", "category": "x",
+              "skin_variations": {"dark": {"image": f"{i:02}.png"}}} for i in range(40)]
+    index.append({"image": "lost.png", "short_name": "lost", "category": "x"})
+    for entry in index[:-1]:
+        pixels = np.zeros((64, 64, 4), np.uint8)
+        pixels[:, 32:] = (200, 0, 0, 255)
+        image.fromarray(pixels).save(folder / entry["image"])
+    (tmp_path / "package" / "emoji.json").write_text(json.dumps(index))
+    counts = captions.make(tmp_path / "package", tmp_path / "out")
+    assert counts == {"captions.train.tsv": 38, "captions.valid.tsv": 2}
+    assert captions.caption(captions.Emoji("a", "+1", "x")) == "+ 1"
+    fields = (("image", "picture"), ("name", "words"))
+    data = open_data([Stage("tsv", (captions.FILES[0],), fields)], tmp_path / "out")
+    found = data.fetch(np.array([3]))
+    assert found["image"].shape == (1, 3, 64, 64)
+    assert (found["image"][0, :, :, :32] == 1).all() and found["image"][0, 1, :, 32:].max() == 0
+    assert data.vocabularies["name"].decode(found["name"][0]).startswith("red car ")

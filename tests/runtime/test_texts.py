@@ -104,6 +104,26 @@ def test_a_long_line_takes_linear_time(write, tmp_path, source):
     assert len(data) in (1, 3) and time.perf_counter() - started < 5
 
 
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60) | st.lists(st.sampled_from(
+    [b"a", b"1", b"-2.5", b" ", b"\t", b"\n", b"\r\n", b",", b'"', b"\xc3\xa9", b"\xff", b"\0",
+     b"1e99", b"\xef\xbb\xbf", b"\xe2\x80\xa8"]), max_size=30).map(b"".join),
+    st.sampled_from([stage("tsv", "f", a="words", b="class"), stage("tsv", "f", a="chars"),
+                     stage("conll", "f", a="words", b="labels"), stage("text", "f", window=2),
+                     stage("text", "f", coding="words", window=1), stage("series", "f", 2)]))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content, source):
+    """Nothing but examples or a DataError comes of a file, whatever it holds."""
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "f").write_bytes(content)
+    try:
+        data = open_at(folder, source)
+    except DataError as error:
+        assert error.code in ("E603", "E605") and error.message  # noqa: PT017
+    else:
+        found = data.fetch(np.arange(len(data)))
+        assert all(len(value) == len(data) for value in found.values())
+
+
 # --- sources ------------------------------------------------------------------------------------
 
 
@@ -141,6 +161,32 @@ def test_classes_are_one_number(write, tmp_path):
     assert data.fetch(np.arange(4))["label"].tolist() == [0, 1, 1, 1]
     held = open_at(tmp_path, make, stage("split", "valid", share=0.2))
     assert np.bincount(held.fetch(np.arange(len(held)))["label"]).tolist() == [2, 6]
+
+
+def test_pictures_with_texts(write, tmp_path):
+    """A column may name pictures, which are transformed as pictures are; texts stay beside them."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional extra")
+    for i, side in enumerate((8, 10, 12)):
+        image.fromarray(np.full((side, side, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    write("a.tsv", "a dog\t0.png\na black dog\t1.png\na cat\t2.png\n")
+    make = stage("tsv", "a.tsv", words="words", image="picture", pixels=[6, 8], columns=[0, 1])
+    assert error_of(open_at, tmp_path, make, stage("longest", 1)).code == "E605"
+    data = open_at(tmp_path, make, stage("eos", "words"), stage("longest", 3), stage("pad", 1))
+    found = data.fetch(np.array([1, 0]))
+    assert data.fields == ("image", "words") and len(data) == 2
+    assert found["image"].shape == (2, 3, 8, 10) and not found["image"][:, :, 0].any()
+    assert found["image"][0, 0, 4, 4] == np.float32(100) * np.float32(1 / 255)
+    assert [row[-1] for row in found["words"]] == [2, 2] and set(data.vocabularies) == {"words"}
+    plan = feed(data, [Input("image", "f32", ("B", 3, 8, 10)), Input("words", "i32", ("B", "T")),
+                       Input("T~", "i32", ("B",))])
+    assert plan[1].take(found).shape == (2, STEP)
+    for wrong in ({"pixels": 0}, {"channels": 2}):
+        bad = stage("tsv", "a.tsv", image="picture", **wrong)
+        assert error_of(check_stages, [bad]).code == "E608"
+    assert error_of(check_stages, [make, stage("eos", "image")]).code == "E608"
+    (tmp_path / "1.png").unlink()
+    lost = error_of(open_at, tmp_path, make)
+    assert lost.code == "E601" and "line 2 of" in lost.message
 
 
 def test_windows_of_a_text(write, tmp_path):
@@ -245,6 +291,20 @@ def test_byte_pairs():
     assert from_plain(as_plain({"a": made}))["a"] == made
     broken = Vocabulary("bpe", (*SPECIAL, "a"), merges=(("x", "y"),))
     assert error_of(broken.encode, "a").code == "E603"
+
+
+def test_fields_with_one_vocabulary(write, tmp_path):
+    """An embedding that source and target share needs one number for one word."""
+    write("a.tsv", "a b\tb c\tb\n")
+    make = stage("tsv", "a.tsv", src="words", tgt="words", tag="labels", joint=True)
+    data = open_at(tmp_path, make)
+    known = data.vocabularies
+    assert known["src"] is known["tgt"] and known["src"].tokens[3:] == ("b", "a", "c")
+    assert known["tag"].tokens == ("b",) and len(as_plain(known)) == 2
+    assert rows(data, "src") == [[4, 3]] and rows(data, "tgt") == [[3, 5]]
+    apart = open_at(tmp_path, stage("tsv", "a.tsv", src="words", tgt="words"))
+    assert apart.vocabularies["tgt"].tokens[3:] == ("b", "c")
+    assert error_of(check_stages, [stage("tsv", "a", src="words", joint=1)]).code == "E608"
 
 
 def test_byte_pairs_without_the_package(write, tmp_path, monkeypatch):

@@ -124,7 +124,24 @@ def nested(backwards=False):
     return net.finish(net.m.sum(h * h) + net.m.sum(each * each), h=h, each=each)
 
 
-NETS = {make.__name__: make for make in (lstm, fibonacci, mapped, embedded, nested)}
+def layered(backwards=False):
+    """States that do not all need each other: a token of the step before, two layers, a sum."""
+    net = Net(token=(B, D), low=(B, H), high=(B, H), total=(B, H), x=(T, B, D), v=(D, H), w=(H, H))
+
+    def step(m, token, low, high, total, x, v, w):
+        low = m.tanh(token @ v + low @ w)
+        high = m.tanh(low * 0.5 + high @ w)
+        return x, low, high, total + high, m.sigmoid(high), low
+
+    types = [(B, D), (B, H), (B, H), (B, H), (B, D), (D, H), (H, H)]
+    token, low, high, total, share, lows = net.scan(
+        body(step, *types), ("token", "low", "high", "total"), "x", ("v", "w"), backwards)
+    m = net.m
+    loss = m.sum(token * token) + m.sum(low * high) + m.sum(total) + m.sum(share * lows)
+    return net.finish(loss, token=token, low=low, high=high, total=total, share=share)
+
+
+NETS = {make.__name__: make for make in (lstm, fibonacci, mapped, embedded, nested, layered)}
 
 
 def arrays(graph, dtype=np.float64):
@@ -214,6 +231,16 @@ def test_what_need_not_wait_leaves_the_loop():
     assert sorted(outside) == sorted([(T, B, 4 * H), (T, B, D), (D, 4 * H), (H, 4 * H)])
     assert not scans(leave_loops(mapped()))
     assert leave_loops(leave_loops(lstm())) == leave_loops(lstm())
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_layers_in_one_cell_have_loops_of_their_own(backwards):
+    # What a loop needs of another is known for all steps: the token of the step before needs no
+    # loop, and the first product is one over all steps.
+    graph = leave_loops(layered(backwards))
+    assert [node.attributes["states"] for node in scans(graph)] == [1, 1, 1]
+    outside = [node.type.shape for node in graph.nodes if node.op.name == "matmul"]
+    assert outside == [(T, B, H)]
 
 
 def test_a_scan_is_printed_and_read():
