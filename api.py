@@ -514,10 +514,14 @@ class Training:
             weigh=self._weigh())
 
     def _weigh(self) -> str:
-        """The input of lengths along a target's ragged size, whose tokens figures are means of."""
+        """The input of lengths along the ragged size of what the loss compares, if it does that.
+
+        Figures are means over its tokens.
+        """
         graph = self.forward.graph
-        sizes = [f"{size}{LENGTHS}" for name in self.forward.targets
-                 for size in _input(graph, name).shape]
+        values = {**graph.inputs, **dict(graph.outputs)}
+        named = [values[name] for name in _names(self.recipe.objective.loss) if name in values]
+        sizes = [f"{size}{LENGTHS}" for value in named for size in _sizes(graph.type(value))]
         return next((size for size in sizes if size in graph.inputs), "")
 
     def _truth(self) -> tuple[str, str] | None:
@@ -535,6 +539,15 @@ class Training:
         names = [*self.forward.inputs, *self.forward.targets]
         names += [name for name in graph.inputs if name not in (*names, "rng")]
         return [_input(graph, name) for name in names]
+
+
+def _names(expression: Any) -> list[str]:
+    """The names in an expression, in order."""
+    if isinstance(expression, ast.Name):
+        return [expression.id]
+    parts = expression if isinstance(expression, tuple) else \
+        ast.parts(expression) if ast.is_node(expression) else ()
+    return [name for part in parts for name in _names(part)]
 
 
 def _data_folder(module: Module) -> Path:

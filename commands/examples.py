@@ -154,7 +154,8 @@ def read_input(pipeline: Pipeline, entry: Input, path: Path, invert: bool) -> np
         array = (255 if array.dtype == np.uint8 else 1) - array
     transforms = data.transforms if field == data.fields[0] else ()
     source = Arrays({field: array[None]}, (), show(path))
-    value = replace(data, source=source, transforms=transforms).fetch(np.array([0]))[field]
+    only = replace(data, source=source, transforms=transforms).fetch(np.array([0]))
+    value = np.asarray(only[field])
     require_shape(value.shape[1:], entry, path)
     return value.astype(NUMPY_TYPES[entry.dtype])
 

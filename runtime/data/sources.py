@@ -10,7 +10,12 @@ import numpy as np
 
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.idx import missing, read_idx
-from lamina.runtime.data.made import check_copy_task, copy_task
+from lamina.runtime.data.made import (
+    check_copy_task,
+    check_moving_digits,
+    copy_task,
+    moving_digits,
+)
 from lamina.runtime.data.npz import read_npz
 from lamina.runtime.data.pairs import Pairs, open_pairs
 from lamina.runtime.data.pictures import Pictures, open_pictures
@@ -133,15 +138,18 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "images": images,
     "pairs": pairs,
     "copy_task": copy_task,
+    "moving_digits": moving_digits,
     "tsv": tsv,
     "conll": conll,
     "text": long_text,
     "series": series,
 }
-_FIELDS = {"pairs": ("image", "mask"), "copy_task": ("ids", "copy"), "text": ("text", NEXT),
+_FIELDS = {"pairs": ("image", "mask"), "copy_task": ("ids", "copy"),
+           "moving_digits": ("clip", "label"), "text": ("text", NEXT),
            "series": ("past", "future")}
 # Of other arguments than files.
-_MAKINGS = {**CHECKS, "text": check_text, "series": check_series, "copy_task": check_copy_task}
+_MAKINGS = {**CHECKS, "text": check_text, "series": check_series, "copy_task": check_copy_task,
+            "moving_digits": check_moving_digits}
 
 
 def source_fields(name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
