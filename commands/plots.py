@@ -182,7 +182,7 @@ def draw_alignment(shares: np.ndarray, read: Sequence[str], said: Sequence[str],
     axes.set_yticks(range(len(beside)), beside, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    figure.colorbar(drawn, ax=axes, label="share")
+    figure.colorbar(drawn, ax=axes, label="share", fraction=0.05, pad=0.02)
     _save(figure, path, ending)
 
 
