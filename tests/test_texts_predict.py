@@ -120,7 +120,7 @@ def trained(tmp_path_factory):
     (folder / "train.tsv").write_text("".join(f"{row}\t{said(row)}\n" for row in rows[:500]))
     (folder / "valid.tsv").write_text("".join(f"{row}\t{said(row)}\n" for row in rows[500:600]))
     (folder / "names.lam").write_text(NAMES)
-    (folder / "names.tsv").write_text("\n".join("anna bella clara diana emma flora".split()))
+    (folder / "names.tsv").write_text("\n".join(["anna", "bella", "clara", "diana", "emma", "flora"]))
     (folder / "tags.lam").write_text(TAGS)
     rng = np.random.default_rng(2)
     sentences = [rng.choice(list(WORDS), rng.integers(1, 6)) for _ in range(20)]
