@@ -23,6 +23,7 @@ from lamina.runtime.errors import Failure
 from lamina.runtime.padding import LENGTHS, is_lengths
 
 BATCH = 64  # examples that are decoded together
+BEGINNINGS = 1024  # of a batch's examples together
 POSITIONS = 1 << 16  # of a batch at most, where it is of several examples
 FETCHED = 256  # held-out examples that are looked at together
 
@@ -62,7 +63,10 @@ def wish(beam: int | None = None, penalty: float | None = None, sample: bool = F
     settings: dict[str, Any] = {"width": beam, "penalty": penalty, "temperature": temperature,
                                 "top_k": top_k, "top_p": top_p, "seed": seed}
     kind = "sample" if sample else "greedy" if beam is None else "beam"
-    policy = Policy(kind, **{key: one for key, one in settings.items() if one is not None})
+    try:
+        policy = Policy(kind, **{key: one for key, one in settings.items() if one is not None})
+    except ValueError as error:  # a number that is none, which no range of the options refuses
+        raise Failure("E416", str(error), "give another number") from None
     return Wish(policy, limit or 0, tuple(prompts), named)
 
 
@@ -88,14 +92,22 @@ class Spoken:
     outputs: Mapping[str, np.ndarray]
 
 
-def cut(sizes: Sequence[tuple], examples: Sequence[Any]) -> list[list[Any]]:
-    """Examples in batches of equal `sizes` but the first, a length that is padded."""
+def batch_size(policy: Policy) -> int:
+    """How many examples are decoded together: fewer where a wide beam keeps much of each."""
+    return min(BATCH, max(1, BEGINNINGS // policy.width)) if policy.kind == "beam" else BATCH
+
+
+def cut(sizes: Sequence[tuple], examples: Sequence[Any], most: int = BATCH) -> list[list[Any]]:
+    """Examples in batches of equal `sizes` but the first, a length that is padded.
+
+    A batch has at most `most` examples.
+    """
     batches: list[list[Any]] = []
     kinds: dict[object, int] = {}
     longest: list[int] = []
     for (length, *kind), example in zip(sizes, examples, strict=True):
         place = kinds.get(tuple(kind), -1)
-        full = place < 0 or len(batches[place]) == BATCH or \
+        full = place < 0 or len(batches[place]) == most or \
             (len(batches[place]) + 1) * max(longest[place], length) > POSITIONS
         if full:
             place = kinds[tuple(kind)] = len(batches)
@@ -116,7 +128,7 @@ def speak(decoding: Decoding, params: Mapping[str, np.ndarray], asked: Wish,
     found = decoding(params, asked.policy, asked.limit, prompts, number, **inputs)
     shapes = {name: _sizes(decoding.last.graph.type(value))
               for name, value in decoding.last.graph.outputs}
-    lengths = {decoding.decoder.length + LENGTHS: found["lengths"]}
+    lengths: dict[str, Any] = {decoding.decoder.length + LENGTHS: found["lengths"]}
     lengths |= {name: value for name, value in inputs.items() if is_lengths(name)}
     for name, type in decoding.inputs.items():
         for axis, size in enumerate(_sizes(type)):
@@ -190,8 +202,9 @@ def token_errors(training: Training, options: Options, params: Mapping[str, np.n
     groups = _groups(data, plan, gold, vocabulary)
     groups.sort(key=lambda group: group.size)
     wrong, length, exact = 0, 0, 0
-    for start in range(0, len(groups), BATCH):
-        batch = groups[start : start + BATCH]
+    most = batch_size(asked.policy)
+    for start in range(0, len(groups), most):
+        batch = groups[start : start + most]
         rows = data.fetch(np.array([group.first for group in batch]))
         inputs = {one.key: one.take(rows) for one in plan}
         for group, spoken in zip(batch, speak(decoding, params, asked, inputs, (), start),

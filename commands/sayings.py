@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from lamina.commands.decoding import BATCH, Spoken, Wish, cut, said_by, speak, trimmed
+from lamina.commands.decoding import (
+    BATCH,
+    Spoken,
+    Wish,
+    batch_size,
+    cut,
+    said_by,
+    speak,
+    trimmed,
+)
 from lamina.commands.predicted import Prediction, Saying
 from lamina.commands.texts import Example, Read, gather, read, require_utf8, unknown_tokens
 from lamina.commands.trained import (
@@ -33,7 +42,7 @@ def predict_texts(model: Model, request: Request) -> Iterator[Prediction]:
         yield from _continued(model, request)
         return
     examples = gather(model.pipeline, model.slots, request.files, request.texts)
-    if request.wanted == "png":
+    if request.wanted == "png" and (model.decoding is not None or model.target):
         _require_alignment(model, len(examples))
     prompts = _prompts(model, request.wish)
     if len(prompts) > 1 and len(prompts) != len(examples):
@@ -53,7 +62,8 @@ def _predict_some(model: Model, request: Request, examples: Sequence[Example],
             ready.append((number, read(model.pipeline, model.slots, example, request.invert)))
         except Failure as error:
             found[number] = Prediction(example.name, failure=error)
-    for batch in cut([_sizes(model, one) for _, one in ready], ready):
+    most = batch_size(request.wish.policy) if model.batched or model.decoding is not None else 1
+    for batch in cut([_sizes(model, one) for _, one in ready], ready, most):
         forced = [prompts[(start + number) % len(prompts)] for number, _ in batch] \
             if prompts else ()
         found |= _predict_batch(model, request, batch, forced, start)
@@ -146,8 +156,9 @@ def _continued(model: Model, request: Request) -> Iterator[Prediction]:
     if request.wanted == "png":
         _require_alignment(model, 1)
     prompts = _prompts(model, request.wish) or [[]]
-    for start in range(0, len(prompts), BATCH):
-        some = prompts[start : start + BATCH]
+    most = batch_size(request.wish.policy)
+    for start in range(0, len(prompts), most):
+        some = prompts[start : start + most]
         spoken = _speak(model, request.wish, {}, some, start)
         for one in spoken:
             yield _spoken(model, request, Read("", {}, {}), one)

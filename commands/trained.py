@@ -121,7 +121,8 @@ def require_finite(name: str, output: np.ndarray) -> None:
 
 def not_finite(name: str) -> DataError:
     """The error for a model that gives no numbers."""
-    return DataError("E611", f"the model's output for {show(name)} is not finite",
+    place = f" for {show(name)}" if name else ""
+    return DataError("E611", f"the model's output{place} is not finite",
                      "look for NaN or infinity in the file and in the weights")
 
 

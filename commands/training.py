@@ -71,12 +71,12 @@ def run_evaluation(training: Training, options: Options, weights: Path,
     With `asked`, a model that chooses its tokens is decoded too: "token errors" and "exact".
     Raises Failure.
     """
+    if asked is not None:
+        require_choice(training.net.chooses, asked)
     job, params = training.job(), read_weights(training.initial(), weights)
     if not job.valid:
         raise DataError("E605", f"recipe `{show(job.recipe)}` has no held-out data",
                         "add a line to it: data valid = ...", training.recipe.span.line)
-    if asked is not None:
-        require_choice(training.net.chooses, asked)
     state = read_state(weights_file(weights))
     known = (state.vocabularies if state else {}) or trained_vocabularies(job)
     figures = evaluate(job, make_runner(training.evaluation.graph, options), params,

@@ -45,6 +45,7 @@ class Policy:
         _require(self.temperature > 0, f"a temperature is above 0, not {self.temperature}")
         _require(self.top_k >= 0, f"top_k is a number of tokens, not {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p is a share above 0, at most 1, not {self.top_p}")
+        _require(np.isfinite(self.penalty), f"a penalty is a number, not {self.penalty}")
         _require(self.width >= 1, f"a beam is at least 1 wide, not {self.width}")
 
 
