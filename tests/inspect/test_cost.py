@@ -102,7 +102,7 @@ def test_formulas_give_the_numbers_of_the_table(file, name, facts):
              for size, number in zip(open_model.inputs[one].shape, shape, strict=True)}
     found = formulas(open_model.graph)
     exact = summarize(select_net(file, name, {}, texts_of(facts, batch=3)).graph)
-    # Where examples may end at different places there are masks as well; with numbers all end alike.
+    # Where examples may end at different places there are masks too; with numbers all end alike.
     as_many = ge if any(name.endswith("~") for name in open_model.inputs) else eq
     rows = {row.path: row for row in found.layers}
     assert as_many(set(rows), {layer.path for layer in exact.layers})

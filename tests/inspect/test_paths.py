@@ -13,6 +13,7 @@ from lamina.compiler.inspect.cost import expanded
 from lamina.compiler.inspect.paths import joined, report, trace
 from lamina.compiler.inspect.receptive_field import receptive_fields
 from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.reference import evaluate
 from lamina.tests.inspect.test_receptive_field import BLOCK, BODIES, UPSAMPLED, net
 from lamina.tests.zoo.facts import ending_of, facts_of_models, sizes_of, texts_of
@@ -110,7 +111,10 @@ def rows_of(graph, value, image):
               for key, param in graph.params.items()}
     end = Graph(graph.name, graph.nodes[:value.node + 1], [("y", value)])
     values = {key: values[key] for key in end.params}
-    y = evaluate(end, {"image": x}, values)["y"]
+    types = {name: end.type(one) for name, one in end.inputs.items() if name != "image"}
+    others = {name: np.ones((len(x), *[1] * (type.rank - 1)), NUMPY_TYPES[type.dtype])
+              for name, type in types.items()}
+    y = evaluate(end, {"image": x, **others}, values)["y"]
     return np.isnan(y).any((1, 3))
 
 
@@ -136,9 +140,9 @@ def test_zoo_units_see_what_is_claimed(narrow, file, model, facts):
 
 
 def _last_map(graph, path):
-    """The value of the layer `path`, or where that is flat, of the one before it."""
+    """The value of the layer `path`, or where that is flat, of the last map before it."""
     value = next(scope.result for scope in graph.scopes if scope.path == path)
-    while graph.type(value).rank != 4:
+    while graph.type(value).rank != 4 or graph.node(value).op.name == "transpose":
         value = graph.node(value).inputs[0]
     return value
 
