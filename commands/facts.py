@@ -27,7 +27,7 @@ def zoo_rows() -> list[dict[str, Any]]:
         for definition in module.models.values():
             summary = summarize(Net(module, definition).graph)
             local = last_local([row.fields for row in summary.layers])
-            last = local.axes[0] if local else None
+            last = local.axes[-1] if local else None
             macs = summary.macs if isinstance(summary.macs, int) else count_text(summary.macs)
             rows.append({"file": name, "model": definition.name,
                          "parameters": summary.parameters, "macs": macs,

@@ -18,7 +18,7 @@ from lamina.compiler.ir.types import Dim, TensorType, product
 from lamina.compiler.ops.define import GraphMath
 
 MOST = 2000  # routes of one value that are told apart
-AXES = {2: ("length",), 3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+AXES = {2: ("length",), 3: ("length",), 4: ("height", "width"), 5: ("time", "height", "width")}
 
 Fields = tuple[Axis | None, ...]  # one for each axis of the input; None: all of it
 
@@ -98,8 +98,12 @@ class Misaligned:
 
 
 def axes_of(type: TensorType) -> tuple[int, ...]:
-    """The axes of an input along which fields are measured: all but batch and channels."""
-    first = 1 if type.rank < 4 else 2
+    """The axes of an input along which fields may be measured: all but batch and channels.
+
+    Channels may be second or third in a line [B, C, L] or [B, S, D] and in a film
+    [B, C, T, H, W] or [B, T, C, H, W]: `_measured` tells.
+    """
+    first = 2 if type.rank == 4 else 1
     return tuple(range(first, type.rank)) if type.rank in AXES else ()
 
 
@@ -107,17 +111,18 @@ def trace(graph: Graph, source: Value) -> Routes:
     """The routes from an input to every value that depends on it, smallest field first."""
     axes = axes_of(graph.type(source))
     routes = _traced(graph, source, axes)
-    if graph.type(source).rank != 3:
-        return routes
     ends = [routes[scope.result][0].seen for scope in graph.scopes if scope.result in routes]
-    return _traced(graph, source, (axes[_length(ends)],))
+    measured = [axes[index] for index in _measured(graph.type(source), ends)]
+    return routes if measured == list(axes) else _traced(graph, source, measured)
 
 
-def _length(ends: Iterable[Seen]) -> int:
-    """Of [B, C, L] or [B, S, D] the axis, 0 or 1, that layers do not mix as a whole."""
-    local = [sum(places) for places in zip(*([place is not None for place in end] for end in ends),
-                                           strict=True)]
-    return 0 if local and local[0] > local[1] else 1
+def _measured(type: TensorType, ends: Sequence[Seen]) -> list[int]:
+    """Which of an input's `axes_of` are no channels: of the first two, what layers mix less."""
+    places = list(range(len(axes_of(type))))
+    if type.rank not in (3, 5):
+        return places
+    local = [sum(end[place] is not None for end in ends) for place in (0, 1)]
+    return [0 if local[0] > local[1] else 1, *places[2:]]
 
 
 def _traced(graph: Graph, source: Value, axes: Iterable[int]) -> Routes:
@@ -155,10 +160,9 @@ def joined_places(graph: Graph, source: Value) -> dict[Value, Seen]:
                       for seen in passage(index, found[value])]
             joined = tuple(_join_places(places) for places in zip(*passed, strict=True))
             found |= dict.fromkeys(_results(node), joined)
-    if graph.type(source).rank != 3:
-        return found
-    length = _length(found[scope.result] for scope in graph.scopes if scope.result in found)
-    return {value: (seen[length],) for value, seen in found.items()}
+    ends = [found[scope.result] for scope in graph.scopes if scope.result in found]
+    measured = _measured(graph.type(source), ends)
+    return {value: tuple(seen[place] for place in measured) for value, seen in found.items()}
 
 
 def _join_places(places: Sequence[Place | None]) -> Place | None:

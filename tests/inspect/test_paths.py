@@ -1,7 +1,6 @@
 """Receptive fields path by path: counts, routes, misaligned branches, and what units really see."""
 
 import re
-import tomllib
 
 import numpy as np
 import pytest
@@ -14,12 +13,13 @@ from lamina.compiler.inspect.cost import expanded
 from lamina.compiler.inspect.paths import joined, report, trace
 from lamina.compiler.inspect.receptive_field import receptive_fields
 from lamina.compiler.ir.graph import Graph
+from lamina.compiler.ir.types import NUMPY_TYPES
 from lamina.compiler.reference import evaluate
 from lamina.tests.inspect.test_receptive_field import BLOCK, BODIES, UPSAMPLED, net
+from lamina.tests.zoo.facts import ending_of, facts_of_models, sizes_of, texts_of
 
-EXPECTED = tomllib.loads((zoo_folder() / "expected.toml").read_text())
-ZOO = [(file, name, facts) for file, models in EXPECTED.items() for name, facts in models.items()]
-PICTURES = [case for case in ZOO if case[2]["input"].startswith("image=")]
+ZOO = facts_of_models()
+PICTURES = [case for case in ZOO if "image" in sizes_of(case[2])]
 
 
 def line(body, shape="B, 4, L"):
@@ -49,11 +49,10 @@ def test_routes_join_to_the_field_of_the_layer_table(body):
 @pytest.mark.parametrize(("file", "model", "facts"), ZOO, ids=lambda x: str(x)[:20])
 def test_the_zoo_has_the_published_fields(file, model, facts):
     # The last layer before everything is seen, over the largest path.
-    name, _, size = facts["input"].partition("=")
-    found = report(select_net(file, model, {}, {name: size}).graph, name)
+    sizes = texts_of(facts)
+    found = report(select_net(file, model, {}, sizes).graph, next(iter(sizes)))
     end = found.outputs[0] if found.local is None else found.local
-    assert {(axis.size, axis.stride) for axis in end.fields} == {(facts["field"],
-                                                                  facts["stride"])}
+    assert {(axis.size, axis.stride) for axis in end.fields if axis} == ending_of(facts)
     assert found.misaligned == ()
 
 
@@ -70,13 +69,15 @@ def test_start_and_padding_are_those_of_the_article():
 
 THIN = {"lenet5": (96, 32), "resnet": (1600, 32), "cifar_resnet": (640, 4), "alexnet": (448, 96),
         "vgg": (352, 32), "unet": (572, 188), "mobilenet": (1088, 32), "lenet5_1998": (96, 32),
-        "detector": (320, 32)}
+        "detector": (320, 32), "rows": (28, 28), "captions": (320, 32)}
 NARROW = {
     "resnet.lam": [(r"ConvBN\(64, kernel=7", "ConvBN(2, kernel=7"), (r"64 \* 2 \*\* i", "2")],
     "cifar_resnet.lam": [(r"\[16, 32, 64\]", "[2, 4, 8]"), (r"ConvBN\(16\)", "ConvBN(2)")],
     "alexnet.lam": [(r"conv\(\d+", "conv(2"), (r"hidden: int = 4096", "hidden: int = 4")],
     "vgg.lam": [(r"width: int = 64", "width: int = 1"),
                 (r"hidden: int = 4096", "hidden: int = 4")],
+    "captions.lam": [(r"width: int = 24", "width: int = 2"),
+                     (r"hidden: int = 192", "hidden: int = 4")],
     "mobilenet.lam": [(r"width: float = 1.0", "width: float = 0.04")],
     "detector.lam": [(r"width: int = 32", "width: int = 2"), (r"\(H \+ W\)", "900")],
     "unet.lam": [(r"width: int = 64", "width: int = 1")],
@@ -110,7 +111,10 @@ def rows_of(graph, value, image):
               for key, param in graph.params.items()}
     end = Graph(graph.name, graph.nodes[:value.node + 1], [("y", value)])
     values = {key: values[key] for key in end.params}
-    y = evaluate(end, {"image": x}, values)["y"]
+    types = {name: end.type(one) for name, one in end.inputs.items() if name != "image"}
+    others = {name: np.ones((len(x), *[1] * (type.rank - 1)), NUMPY_TYPES[type.dtype])
+              for name, type in types.items()}
+    y = evaluate(end, {"image": x, **others}, values)["y"]
     return np.isnan(y).any((1, 3))
 
 
@@ -136,9 +140,9 @@ def test_zoo_units_see_what_is_claimed(narrow, file, model, facts):
 
 
 def _last_map(graph, path):
-    """The value of the layer `path`, or where that is flat, of the one before it."""
+    """The value of the layer `path`, or where that is flat, of the last map before it."""
     value = next(scope.result for scope in graph.scopes if scope.path == path)
-    while graph.type(value).rank != 4:
+    while graph.type(value).rank != 4 or graph.node(value).op.name == "transpose":
         value = graph.node(value).inputs[0]
     return value
 

@@ -1,6 +1,6 @@
 """The character model beside PyTorch: `python -m lamina.tests.parity.language [STEPS] [FOLDER]`.
 
-Both start from the same weights and see the same batches of the recipe `language#python`, whose data
+Both start from the same weights and see the batches of the recipe `language#python`, whose data
 lie below FOLDER (the current one if not given), at the same learning rates, for STEPS steps (400).
 Prints bits per character on held-out text, and how long a step took.
 """

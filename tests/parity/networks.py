@@ -365,55 +365,315 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-# --- all of them --------------------------------------------------------------------------------
+# --- sequences ----------------------------------------------------------------------------------
 
-_VGG = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
-_RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+STEPS = {nn.RNNCell: torch.rnn_tanh_cell, nn.LSTMCell: torch.lstm_cell, nn.GRUCell: torch.gru_cell}
 
-# --- the copy task ------------------------------------------------------------------------------
+
+def read(cell, x, lengths=None, back=False, forget=0.0):
+    """The states [B, T, H] of a cell run over x, 0 past each example's end, and the last one.
+
+    A state stays as it is past the end; the way back begins there. `forget` is added to that gate.
+    """
+    lengths = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
+    gates = x.new_zeros(cell.bias_ih.shape)
+    if forget:
+        gates[cell.hidden_size:2 * cell.hidden_size] = forget
+    h = x.new_zeros(len(x), cell.hidden_size)
+    state, outs = (h, h) if isinstance(cell, nn.LSTMCell) else (h,), {}
+    for t in reversed(range(x.shape[1])) if back else range(x.shape[1]):
+        given = state if len(state) > 1 else h
+        new = STEPS[type(cell)](x[:, t], given, cell.weight_ih, cell.weight_hh,
+                                cell.bias_ih + gates, cell.bias_hh)
+        live = (t < lengths)[:, None]
+        new = new if isinstance(new, tuple) else (new,)
+        state = tuple(torch.where(live, a, b) for a, b in zip(new, state, strict=True))
+        h, outs[t] = state[0], state[0] * live
+    return torch.stack([outs[t] for t in range(x.shape[1])], 1), h
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer as a loop over PyTorch's functions of one step; `forget` is added there."""
+    """A recurrent layer, one way or both ways; its paths are also names of methods."""
 
-    def __init__(self, cell, step, forget=0.0):
+    def __init__(self, make, forget=0.0, both=False):
         super().__init__()
-        self._modules["forward"] = cell  # our path, which is also a method's name
-        self.step, self.forget = step, forget
+        self.forget = forget
+        self._modules.update({way: make() for way in ("forward", "backward")[:1 + both]})
 
-    def forward(self, x):
-        cell = self._modules["forward"]
-        gates = x.new_zeros(cell.bias_ih.shape)
-        if self.forget:
-            gates[cell.hidden_size:2 * cell.hidden_size] = self.forget
-        h = x.new_zeros(len(x), cell.hidden_size)
-        state, outs = (h, h) if isinstance(cell, nn.LSTMCell) else h, []
-        for t in range(x.shape[1]):
-            state = self.step(x[:, t], state, cell.weight_ih, cell.weight_hh,
-                              cell.bias_ih + gates, cell.bias_hh)
-            outs.append(state[0] if isinstance(state, tuple) else state)
-        return torch.stack(outs, 1)
+    def forward(self, x, lengths=None):
+        ways = [read(cell, x, lengths, way == "backward", self.forget)[0]
+                for way, cell in self._modules.items()]
+        return torch.cat(ways, -1)
+
+
+class Layer(nn.Module):
+    """The library's layer of one such layer: `layers.0`."""
+
+    def __init__(self, make, **settings):
+        super().__init__()
+        self.layers = nn.ModuleList([Recurrent(make, **settings)])
+
+    def forward(self, x, lengths=None):
+        return self.layers[0](x, lengths)
 
 
 class CopyTask(nn.Module):
     """Embedding, one recurrent layer, and a score for every symbol at the last steps."""
 
-    def __init__(self, cell, step, forget=0.0, symbols=8, length=5):
+    def __init__(self, cell, forget=0.0, symbols=8, length=5):
         super().__init__()
         self.length = length
         self.emb = nn.Embedding(symbols + 2, 16)
-        self.net = nn.ModuleDict({"layers": nn.ModuleList([Recurrent(cell(16, 64), step, forget)])})
+        self.net = Layer(partial(cell, 16, 64), forget=forget)
         self.head = nn.Linear(64, symbols)
 
     def forward(self, ids):
-        y = self.net["layers"][0](self.emb(ids))
-        return self.head(y[:, -self.length:])
+        return self.head(self.net(self.emb(ids))[:, -self.length:])
 
+
+class Tagger(nn.Module):
+    """Words and their endings, read both ways."""
+
+    def __init__(self, words=20000, endings=4000, tags=12, size=96, hidden=96):
+        super().__init__()
+        self.words, self.endings = nn.Embedding(words, size), nn.Embedding(endings, size // 2)
+        self.read = Layer(partial(nn.LSTMCell, size + size // 2, hidden), both=True)
+        self.head = nn.Linear(2 * hidden, tags)
+
+    def forward(self, word, ending, lengths):
+        x = torch.cat([self.words(word), self.endings(ending)], -1)
+        return self.head(self.read(x, lengths["S~"]))
+
+
+class Forecaster(nn.Module):
+    """The change from the last value that is known."""
+
+    def __init__(self, horizon=24, channels=1, hidden=64, scale=10.0):
+        super().__init__()
+        self.scale = scale
+        self.read = Layer(partial(nn.LSTMCell, channels, hidden))
+        self.head = nn.Linear(hidden, horizon * channels)
+
+    def forward(self, past):
+        last = past[:, -1:]
+        seen = self.read((past - last) / self.scale)[:, -1]
+        return last + self.scale * self.head(seen).unflatten(1, (-1, past.shape[2]))
+
+
+class RowReader(nn.Module):
+    """A picture as 28 steps of 28 pixels."""
+
+    def __init__(self, classes=10, hidden=96):
+        super().__init__()
+        self.read = Layer(partial(nn.LSTMCell, 28, hidden), forget=1.0)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, image):
+        return self.head(self.read(image[:, 0])[:, -1])
+
+
+class ClipReader(nn.Module):
+    """What is seen in each picture, read in order."""
+
+    def __init__(self, classes=8, size=64, hidden=64):
+        super().__init__()
+        self.look = named(
+            c1=nn.Conv2d(1, 16, 5, 2, 2), r1=nn.ReLU(), c2=nn.Conv2d(16, 32, 3, 2, 1), r2=nn.ReLU(),
+            c3=nn.Conv2d(32, 32, 3, 2, 1), r3=nn.ReLU(), flat=nn.Flatten(),
+            out=nn.Linear(32 * 25, size), r4=nn.ReLU())
+        self.read = Layer(partial(nn.LSTMCell, size, hidden))
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, clip):
+        seen = self.look(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        return self.head(self.read(seen)[:, -1])
+
+
+# --- sequences that are written -----------------------------------------------------------------
+
+
+def before(gold):
+    """The token before each: <bos>, then the gold ones."""
+    return F.pad(gold[:, :-1], (1, 0), value=1)
+
+
+class Writer(nn.Module):
+    """Two LSTMs over the tokens so far."""
+
+    def __init__(self, tokens, size, hidden):
+        super().__init__()
+        self.emb = nn.Embedding(tokens, size)
+        self.low, self.high = nn.LSTMCell(size, hidden), nn.LSTMCell(hidden, hidden)
+        self.out = nn.Linear(hidden, tokens)
+
+    def forward(self, gold):
+        return self.out(read(self.high, read(self.low, self.emb(before(gold)))[0])[0])
+
+
+class Language(nn.Module):
+    """A model that is nothing but its writer: what comes after a step does not reach it."""
+
+    def __init__(self, tokens, size, hidden=256):
+        super().__init__()
+        self.writer = Writer(tokens, size, hidden)
+
+    def forward(self, text, lengths=None):
+        return self.writer(text)
+
+
+class Encoder(nn.Module):
+    """What each position means, and a decoder's first state."""
+
+    def __init__(self, vocab, hidden):
+        super().__init__()
+        self.emb = nn.Embedding(vocab, hidden)
+        self._modules.update({way: nn.LSTMCell(hidden, hidden) for way in ("forward", "backward")})
+        self.bridge = nn.Linear(2 * hidden, hidden)
+
+    def forward(self, src, lengths):
+        x = self.emb(src)
+        ways = [read(cell, x, lengths, way == "backward") for way, cell in self._modules.items()
+                if way in ("forward", "backward")]
+        text, last = (torch.cat(both, -1) for both in zip(*ways, strict=True))
+        return text, self.bridge(last).tanh()
+
+
+class Decoder(nn.Module):
+    """A loop over the steps, each told the right token before it; `step` is a kind's own."""
+
+    def __init__(self, vocab, hidden, inputs):
+        super().__init__()
+        self.emb = nn.Embedding(vocab, hidden)
+        self.lstm = nn.LSTMCell(inputs, hidden)
+
+    def forward(self, gold, memory, live, h, c):
+        words, logits = self.emb(before(gold)), []
+        state, seen = (h, c), memory.new_zeros(len(gold), memory.shape[2])
+        for t in range(gold.shape[1]):
+            state, seen, scores = self.step(words[:, t], state, seen, memory, live)
+            logits.append(scores)
+        return torch.stack(logits, 1)
+
+
+def weighted(scores, live, memory):
+    """The mean of the memory [B, S, E] by the softmax of scores [B, S] where it is live."""
+    share = scores.masked_fill(~live, -torch.inf).softmax(1)
+    return (share[:, :, None] * memory).sum(1)
+
+
+class ContextDecoder(Decoder):
+    """All it knows of the source is its first state."""
+
+    def __init__(self, vocab, hidden):
+        super().__init__(vocab, hidden, hidden)
+        self.out = nn.Linear(hidden, vocab)
+
+    def step(self, word, state, seen, memory, live):
+        state = self.lstm(word, state)
+        return state, seen, self.out(state[0])
+
+
+class AdditiveDecoder(Decoder):
+    """Scores by a small network of the state; what was seen goes into the next step."""
+
+    def __init__(self, vocab, hidden, att):
+        super().__init__(vocab, hidden, 3 * hidden)
+        self.key = nn.Linear(2 * hidden, att, bias=False)
+        self.query, self.score = nn.Linear(hidden, att), nn.Linear(att, 1, bias=False)
+        self.mix, self.out = nn.Linear(3 * hidden, hidden), nn.Linear(hidden, vocab)
+
+    def step(self, word, state, seen, memory, live):
+        state = self.lstm(torch.cat([word, seen], 1), state)
+        scores = self.score(torch.tanh(self.key(memory) + self.query(state[0])[:, None]))[..., 0]
+        seen = weighted(scores, live, memory)
+        return state, seen, self.out(self.mix(torch.cat([state[0], seen], 1)).tanh())
+
+
+class MultiplicativeDecoder(Decoder):
+    """Scores are products of the state with every position."""
+
+    def __init__(self, vocab, hidden):
+        super().__init__(vocab, hidden, hidden)
+        self.key = nn.Linear(2 * hidden, hidden, bias=False)
+        self.mix, self.out = nn.Linear(3 * hidden, hidden, bias=False), nn.Linear(hidden, vocab)
+
+    def step(self, word, state, seen, memory, live):
+        state = self.lstm(word, state)
+        seen = weighted((self.key(memory) @ state[0][:, :, None])[..., 0], live, memory)
+        return state, seen, self.out(self.mix(torch.cat([state[0], seen], 1)).tanh())
+
+
+class Translator(nn.Module):
+    """An encoder and one of the three decoders."""
+
+    def __init__(self, decoder, src_vocab=64, tgt_vocab=64, hidden=256, **settings):
+        super().__init__()
+        self.encoder = Encoder(src_vocab, hidden)
+        self.decoder = decoder(tgt_vocab, hidden, **settings)
+
+    def forward(self, src, tgt, lengths):
+        text, h = self.encoder(src, lengths["S~"])
+        live = torch.arange(src.shape[1]) < lengths["S~"][:, None]
+        return self.decoder(tgt, text, live, h, torch.zeros_like(h))
+
+
+class Teller(Decoder):
+    """Looks at the picture by the state before the step, then reads the word and what it saw."""
+
+    def __init__(self, words, hidden, att, places):
+        super().__init__(words, hidden, hidden + places)
+        self.key = nn.Linear(places, att, bias=False)
+        self.query, self.score = nn.Linear(hidden, att), nn.Linear(att, 1, bias=False)
+        self.out = nn.Linear(hidden + places, words)
+
+    def step(self, word, state, seen, memory, live):
+        scores = self.score(torch.tanh(self.key(memory) + self.query(state[0])[:, None]))[..., 0]
+        seen = weighted(scores, live, memory)
+        state = self.lstm(torch.cat([word, seen], 1), state)
+        return state, seen, self.out(torch.cat([state[0], seen], 1))
+
+
+class Captioner(nn.Module):
+    """A grid of places, and the words for it."""
+
+    def __init__(self, words=2000, width=24, hidden=192, att=96):
+        super().__init__()
+        c = 4 * width
+        self.look = named(
+            c1=nn.Conv2d(3, width, 3, 2, 1), r1=nn.ReLU(),
+            c2=nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), b2=nn.BatchNorm2d(2 * width),
+            r2=nn.ReLU(),
+            c3=nn.Conv2d(2 * width, c, 3, 2, 1, bias=False), b3=nn.BatchNorm2d(c), r3=nn.ReLU(),
+            c4=nn.Conv2d(c, c, 3, 1, 1, bias=False), b4=nn.BatchNorm2d(c), r4=nn.ReLU())
+        self.first_h, self.first_c = nn.Linear(c, hidden), nn.Linear(c, hidden)
+        self.teller = Teller(words, hidden, att, c)
+
+    def forward(self, image, caption, lengths):
+        places = self.look(image).flatten(2).movedim(1, 2)
+        mean, live = places.mean(1), torch.ones(places.shape[:2], dtype=torch.bool)
+        return self.teller(caption, places, live, self.first_h(mean).tanh(),
+                           self.first_c(mean).tanh())
+
+
+# --- all of them --------------------------------------------------------------------------------
+
+_VGG = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
+_RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
 TWINS = {
-    "copy_task.CopyTask": partial(CopyTask, nn.LSTMCell, torch.lstm_cell, 2.0),
-    "copy_task.CopyRNN": partial(CopyTask, nn.RNNCell, torch.rnn_tanh_cell),
-    "copy_task.CopyGRU": partial(CopyTask, nn.GRUCell, torch.gru_cell),
+    "captions.Captioner": Captioner,
+    "clips.ClipReader": ClipReader,
+    "copy_task.CopyTask": partial(CopyTask, nn.LSTMCell, 2.0),
+    "copy_task.CopyRNN": partial(CopyTask, nn.RNNCell),
+    "copy_task.CopyGRU": partial(CopyTask, nn.GRUCell),
+    "forecast.Forecaster": Forecaster,
+    "language.CharacterModel": partial(Language, tokens=128, size=64),
+    "language.WordModel": partial(Language, tokens=10000, size=256),
+    "rows.RowReader": RowReader,
+    "seq2seq.Context": partial(Translator, ContextDecoder),
+    "seq2seq.Additive": partial(Translator, AdditiveDecoder, att=128),
+    "seq2seq.Multiplicative": partial(Translator, MultiplicativeDecoder),
+    "tagger.Tagger": Tagger,
     "lenet5.LeNet5": lenet5,
     "lenet5_1998.LeNet5of1998": lenet5_1998,
     "alexnet.AlexNet": alexnet,
