@@ -385,14 +385,14 @@ class Decoding:
                 if not name.startswith(own) and name != self.decoder.length + LENGTHS}
 
     def __call__(self, weights: Mapping[str, np.ndarray], policy: Policy = Policy(),  # noqa: B008
-                 limit: int = 0, prompt: Sequence[Sequence[int]] = (), number: int = 0,
-                 **inputs: Any) -> dict[str, np.ndarray]:
+                 limit: int = 0, prompt: Sequence[Sequence[int]] = (),
+                 numbers: Sequence[int] = (), **inputs: Any) -> dict[str, np.ndarray]:
         """Outputs by name, "chosen" (tokens [B, steps]), "lengths" (steps of each example) and
         "score" (log-probability).
 
         `limit` is a number of steps in place of the scan's own, `prompt` the tokens that each
-        example begins with, `number` that of the first example, by which sampling draws. Raises
-        ValueError or KeyError for what does not fit.
+        example begins with, `numbers` (0, 1 ... without) those of the examples, by which sampling
+        draws. Raises ValueError or KeyError for what does not fit.
         """
         for run in (self.first, self.step, self.rest, self.last):
             if run is not None:
@@ -408,7 +408,7 @@ class Decoding:
                                 if name in padded}, {parts.batch: count} if parts.batch else None)
         found = decode(Parts(self.step.run, self.rest.run if self.rest else None, parts.read,
                              parts.states, parts.outputs, parts.axes, parts.stop, parts.repeated,
-                             parts.limit), first, count, policy, limit, prompt, number)
+                             parts.limit), first, count, policy, limit, prompt, numbers)
         given = {DECODED + key: value for key, value in found.outputs.items()}
         given |= {FINAL + key: value for key, value in found.finals.items()}
         given |= {parts.length + LENGTHS: found.lengths, **padded}

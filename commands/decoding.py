@@ -119,13 +119,13 @@ def cut(sizes: Sequence[tuple], examples: Sequence[Any], most: int = BATCH) -> l
 
 
 def speak(decoding: Decoding, params: Mapping[str, np.ndarray], asked: Wish,
-          inputs: Mapping[str, Any], prompts: Sequence[Sequence[int]] = (), number: int = 0
-          ) -> list[Spoken]:
-    """A batch decoded; `number` is that of its first example.
+          inputs: Mapping[str, Any], prompts: Sequence[Sequence[int]] = (),
+          numbers: Sequence[int] = ()) -> list[Spoken]:
+    """A batch decoded; `numbers` are those of its examples, by which sampling draws.
 
     `inputs` are as `Decoding` takes them. Raises ValueError for sizes that do not go together.
     """
-    found = decoding(params, asked.policy, asked.limit, prompts, number, **inputs)
+    found = decoding(params, asked.policy, asked.limit, prompts, numbers, **inputs)
     shapes = {name: _sizes(decoding.last.graph.type(value))
               for name, value in decoding.last.graph.outputs}
     lengths: dict[str, Any] = {decoding.decoder.length + LENGTHS: found["lengths"]}
@@ -207,7 +207,7 @@ def token_errors(training: Training, options: Options, params: Mapping[str, np.n
         batch = groups[start : start + most]
         rows = data.fetch(np.array([group.first for group in batch]))
         inputs = {one.key: one.take(rows) for one in plan}
-        for group, spoken in zip(batch, speak(decoding, params, asked, inputs, (), start),
+        for group, spoken in zip(batch, speak(decoding, params, asked, inputs),
                                  strict=True):
             said = spoken_tokens(spoken.numbers.tolist(), vocabulary)
             distance, size = nearest(said, group.references)

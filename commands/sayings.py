@@ -89,7 +89,8 @@ def _predict_batch(model: Model, request: Request, batch: Sequence[tuple[int, Re
     examples = [one for _, one in batch]
     try:
         if model.decoding is not None:
-            made = _decoded(model, request, examples, prompts, start + batch[0][0])
+            made = _decoded(model, request, examples, prompts,
+                            [start + number for number, _ in batch])
         else:
             made = _scored(model, examples)
     except ValueError as error:
@@ -142,7 +143,7 @@ def _labels(model: Model, scores: np.ndarray) -> Saying:
     numbers = shares[:, :len(vocabulary)].argmax(axis=1)
     tokens = tuple(vocabulary.tokens[number] for number in numbers)
     return Saying(vocabulary.join(numbers), tokens,
-                  probabilities=tuple(shares.max(axis=1).tolist()))
+                  probabilities=tuple(shares[np.arange(len(numbers)), numbers].tolist()))
 
 
 # --- tokens that are chosen ---------------------------------------------------------------------
@@ -159,7 +160,7 @@ def _continued(model: Model, request: Request) -> Iterator[Prediction]:
     most = batch_size(request.wish.policy)
     for start in range(0, len(prompts), most):
         some = prompts[start : start + most]
-        spoken = _speak(model, request.wish, {}, some, start)
+        spoken = _speak(model, request.wish, {}, some, range(start, start + len(some)))
         for one in spoken:
             yield _spoken(model, request, Read("", {}, {}), one)
 
@@ -197,17 +198,17 @@ def _speech(model: Model) -> Vocabulary | None:
 
 
 def _decoded(model: Model, request: Request, examples: Sequence[Read],
-             prompts: Sequence[Sequence[int]], number: int) -> list[Prediction]:
+             prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Prediction]:
     given = _given(examples)
-    spoken = _speak(model, request.wish, given, prompts, number)
+    spoken = _speak(model, request.wish, given, prompts, numbers)
     return [_spoken(model, request, one, said)
             for one, said in zip(examples, spoken, strict=True)]
 
 
 def _speak(model: Model, wish: Wish, inputs: dict[str, Any], prompts: Sequence[Sequence[int]],
-           number: int) -> list[Spoken]:
+           numbers: Sequence[int]) -> list[Spoken]:
     assert model.decoding is not None
-    return speak(model.decoding, model.params, wish, inputs, prompts, number)
+    return speak(model.decoding, model.params, wish, inputs, prompts, numbers)
 
 
 def _spoken(model: Model, request: Request, one: Read, spoken: Spoken) -> Prediction:

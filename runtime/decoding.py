@@ -80,16 +80,16 @@ class Decoded:
 
 def decode(parts: Parts, first: Mapping[str, np.ndarray], examples: int,
            policy: Policy = Policy(), limit: int = 0,  # noqa: B008
-           prompt: Sequence[Sequence[int]] = (), number: int = 0) -> Decoded:
+           prompt: Sequence[Sequence[int]] = (), numbers: Sequence[int] = ()) -> Decoded:
     """Run the steps until every example has ended, or `limit` steps (the cell's own if 0).
 
     `first` are the states before the first step, s0, s1 ..., and what every step reads, f0, f1
     ...; `prompt` holds tokens of each example that are taken as they are before the policy chooses,
-    and `number` is that of the first example, by which sampling draws. Raises ValueError for tokens
-    that the model does not have.
+    and `numbers` (0, 1 ... without) are those of the examples, by which sampling draws. Raises
+    ValueError for tokens that the model does not have.
     """
     width = policy.width if policy.kind == "beam" else 1
-    return _Loop(parts, first, examples, policy, width, limit or parts.limit, prompt, number
+    return _Loop(parts, first, examples, policy, width, limit or parts.limit, prompt, numbers
                  ).run()
 
 
@@ -114,7 +114,7 @@ class _History:
 class _Loop:
     def __init__(self, parts: Parts, first: Mapping[str, np.ndarray], examples: int,
                  policy: Policy, width: int, limit: int, prompt: Sequence[Sequence[int]],
-                 number: int):
+                 numbers: Sequence[int]):
         self.parts, self.policy, self.width, self.limit = parts, policy, width, limit
         self.examples = examples
         self.states = [np.repeat(first[f"s{i}"], width, 0) for i in range(len(parts.states))]
@@ -124,8 +124,8 @@ class _Loop:
         self.prompt = [list(one) for one in prompt] or [[]] * self.examples
         _require(len(self.prompt) == self.examples, f"{len(self.prompt)} prompts for "
                  f"{self.examples} examples")
-        self.generators = [np.random.default_rng((policy.seed, number + i))
-                           for i in range(self.examples)]
+        self.generators = [np.random.default_rng((policy.seed, number))
+                           for number in numbers or range(self.examples)]
         # All beginnings of an example are the same at first: one of them counts.
         self.scores = np.where(np.arange(rows) % width == 0, 0.0, -np.inf)
         self.lengths, self.ended = np.zeros(rows, np.int64), np.zeros(rows, bool)
