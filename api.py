@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
 from lamina.compiler.options import TARGETS, Options, from_environment
-from lamina.compiler.reference import Interpreter
+from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
 from lamina.compiler.transform.pipeline import Stage, run_passes
@@ -406,14 +406,19 @@ class Decoding:
                      len(prompt) or 1)
         first = self.first.run({name: padded[name] for name in self.first.graph.inputs
                                 if name in padded}, {parts.batch: count} if parts.batch else None)
-        found = decode(Parts(self.step.run, self.rest.run if self.rest else None, parts.read,
-                             parts.states, parts.outputs, parts.axes, parts.stop, parts.repeated,
-                             parts.limit), first, count, policy, limit, prompt, numbers)
+        # The sizes of the inputs, which those of what a step reads do not all tell.
+        sizes = bind({name: known[name] for name in padded}, padded)
+        sizes = {name: size for name, size in sizes.items() if name != parts.batch}
+        step = partial(self.step.run, bindings=sizes)
+        rest = partial(self.rest.run, bindings=sizes) if self.rest else None
+        found = decode(Parts(step, rest, parts.read, parts.states, parts.outputs, parts.axes,
+                             parts.stop, parts.repeated, parts.limit),
+                       first, count, policy, limit, prompt, numbers)
         given = {DECODED + key: value for key, value in found.outputs.items()}
         given |= {FINAL + key: value for key, value in found.finals.items()}
         given |= {parts.length + LENGTHS: found.lengths, **padded}
         given = {name: value for name, value in given.items() if name in self.last.graph.inputs}
-        outputs = self.last.run(given)
+        outputs = self.last.run(given, sizes)
         return {**outputs, CHOSEN: found.tokens, "lengths": found.lengths, "score": found.scores}
 
 

@@ -128,7 +128,7 @@ def speak(decoding: Decoding, params: Mapping[str, np.ndarray], asked: Wish,
     found = decoding(params, asked.policy, asked.limit, prompts, numbers, **inputs)
     shapes = {name: _sizes(decoding.last.graph.type(value))
               for name, value in decoding.last.graph.outputs}
-    lengths: dict[str, Any] = {decoding.decoder.length + LENGTHS: found["lengths"]}
+    lengths: dict[str, Any] = dict.fromkeys(steps_of(decoding), found["lengths"])
     lengths |= {name: value for name, value in inputs.items() if is_lengths(name)}
     for name, type in decoding.inputs.items():
         for axis, size in enumerate(_sizes(type)):
@@ -140,6 +140,11 @@ def speak(decoding: Decoding, params: Mapping[str, np.ndarray], asked: Wish,
                    for name, shape in shapes.items() if shape}
         spoken.append(Spoken(found["chosen"][row, :count], float(found["score"][row]), outputs))
     return spoken
+
+
+def steps_of(decoding: Decoding) -> tuple[str, str]:
+    """The size of the steps, as a type has it where it is ragged and where it is not."""
+    return decoding.decoder.length + LENGTHS, decoding.decoder.length
 
 
 def _sizes(type: TensorType) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina.api import Decoding, Net, Runner, Training, make_runner
-from lamina.commands.decoding import Wish
+from lamina.commands.decoding import Wish, steps_of
 from lamina.commands.examples import Pipeline, open_pipeline
 from lamina.commands.predicted import Prediction
 from lamina.commands.texts import Slots, slots_of
@@ -17,7 +17,6 @@ from lamina.commands.training import read_state, read_weights, weights_file
 from lamina.compiler.options import Options
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.errors import show
-from lamina.runtime.padding import LENGTHS
 
 SEED = np.array([0, 1], np.int32)  # of a model that draws random numbers
 
@@ -99,11 +98,11 @@ def _without_gold(pipeline: Pipeline, decoding: Decoding) -> Pipeline:
 
 def _alignment(decoding: Decoding) -> tuple[str, str, bool] | None:
     """The first output with the axes of the chosen tokens and of an input's."""
-    said = decoding.decoder.length + LENGTHS
+    said = steps_of(decoding)
     for name, value in decoding.last.graph.outputs:
         shape = [str(size) for size in decoding.last.graph.type(value).shape]
-        read = [size for size in shape[1:] if size != said and size in decoding.inputs]
-        if len(shape) == 3 and len(read) == 1 and said in shape[1:]:
+        read = [size for size in shape[1:] if size not in said and size in decoding.inputs]
+        if len(shape) == 3 and len(read) == 1 and set(said) & set(shape[1:]):
             return name, read[0], shape[1] == read[0]
     return None
 

@@ -25,6 +25,7 @@ from lamina.runtime.events import (
     Warned,
 )
 
+SHARES = ("token errors",)  # figures that are shares even above 1
 REFRESH = 0.1  # seconds between redraws of the progress bar
 
 
@@ -213,7 +214,8 @@ def _several(count: int, what: str) -> str:
 
 
 def _figure(name: str, value: float) -> str:
-    return f"{name} {value:.4f}" if name == "loss" or value > 1 else f"{name} {value:.2%}"
+    plain = name == "loss" or (value > 1 and name not in SHARES)
+    return f"{name} {value:.4f}" if plain else f"{name} {value:.2%}"
 
 
 def print_figures(figures: dict[str, float]) -> None:

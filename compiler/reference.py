@@ -22,12 +22,13 @@ from lamina.compiler.ir.types import (
 )
 
 
-def bind(types: Mapping[str, TensorType], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Solve the symbols of the types from the arrays' shapes.
+def bind(types: Mapping[str, TensorType], arrays: Mapping[str, np.ndarray],
+         given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Solve the symbols of the types from the arrays' shapes; those `given` are known already.
 
     Raises ValueError when a name is missing, a shape does not fit, or two arrays disagree.
     """
-    bindings: dict[str, int] = {}
+    bindings = dict(given or {})
     for name, type in types.items():
         if name not in arrays:
             raise ValueError(f"input `{name}`: {type} is missing")
@@ -71,7 +72,7 @@ def run(graph: Graph, inputs: Mapping[str, Any], params: Mapping[str, Any],
         bindings: Mapping[str, int] | None = None) -> dict[Value, np.ndarray]:
     """Compute every value of `graph`."""
     types = {name: graph.type(value) for name, value in graph.inputs.items()}
-    sizes = {**bind(types, {k: np.asarray(v) for k, v in inputs.items()}), **(bindings or {})}
+    sizes = bind(types, {k: np.asarray(v) for k, v in inputs.items()}, bindings)
     values: dict[Value, np.ndarray] = {}
     with np.errstate(all="ignore"):
         for node in graph.nodes:

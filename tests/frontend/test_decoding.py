@@ -133,6 +133,40 @@ def test_samples_go_by_the_numbers_of_the_examples(speller):
         np.testing.assert_array_equal(later["chosen"][row, :n], whole["chosen"][place, :n])
 
 
+LOOKER = """cell Next(tokens: int) {
+  input gold: i32[B]
+  memory seen: [B, P, 4]
+  state tok: i32[B] = 1
+  h      = (prev.tok -> emb: embed(tokens, 4)) + mean(seen, axis=1)
+  logits = h -> out: linear(tokens)
+  tok    = choose(logits, gold)
+  output logits, tok
+}
+
+model Looker {
+  input image: f32[B, 1, H, W]
+  input said: i32[B, T~]
+  grid = image -> look: conv(4, kernel=3, padding=1) -> as [B, 4, H * W]
+    -> transpose(perm=[0, 2, 1])
+  y    = said -> scan Next(5) over T with (seen = grid) until tok == 2 limit 4
+  output logits = y.logits, tokens = y.tok
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["numpy", "cpu"])
+def test_what_a_step_reads_may_have_sizes_that_it_does_not_tell(target):
+    # H * W places of a picture: a step's own inputs do not say what H is and what W.
+    net = lamina.loads(LOOKER).Looker()
+    weights, image = net.init(3), np.random.default_rng(1).standard_normal((2, 1, 3, 5))
+    image = image.astype(np.float32)
+    for policy in (Policy(), Policy("beam", width=2)):
+        found = net.decoder(target)(weights, image=image, policy=policy)
+        said = [row[:n] for row, n in zip(found["chosen"], found["lengths"], strict=True)]
+        whole = net.compile("numpy")(weights, image=image, said=said)
+        assert np.abs(found["logits"] - whole["logits"]).max() < 1e-5
+
+
 def test_a_prompt_is_taken_as_it_is(speller):
     # Also where it holds the token that ends an example.
     net, weights, text = speller
