@@ -29,7 +29,7 @@ from lamina.compiler.frontend.build import (
     find_model,
     settings_call,
 )
-from lamina.compiler.frontend.decoding import DECODED, FINAL
+from lamina.compiler.frontend.decoding import CHOSEN, DECODED, FINAL
 from lamina.compiler.frontend.library import (
     Module,
     find_file,
@@ -224,7 +224,7 @@ class Net:
     @property
     def chooses(self) -> bool:
         """Whether a scan of the model chooses tokens, so that it can be decoded."""
-        return self._decoding.decoder is not None
+        return self._build.chooses
 
     @cached_property
     def _decoding(self) -> Build:
@@ -385,12 +385,14 @@ class Decoding:
                 if not name.startswith(own) and name != self.decoder.length + LENGTHS}
 
     def __call__(self, weights: Mapping[str, np.ndarray], policy: Policy = Policy(),  # noqa: B008
-                 limit: int = 0, prompt: Sequence[Sequence[int]] = (), **inputs: Any
-                 ) -> dict[str, np.ndarray]:
-        """Outputs by name, "lengths" (steps of each example) and "score" (log-probability).
+                 limit: int = 0, prompt: Sequence[Sequence[int]] = (), number: int = 0,
+                 **inputs: Any) -> dict[str, np.ndarray]:
+        """Outputs by name, "chosen" (tokens [B, steps]), "lengths" (steps of each example) and
+        "score" (log-probability).
 
         `limit` is a number of steps in place of the scan's own, `prompt` the tokens that each
-        example begins with. Raises ValueError or KeyError for what does not fit.
+        example begins with, `number` that of the first example, by which sampling draws. Raises
+        ValueError or KeyError for what does not fit.
         """
         for run in (self.first, self.step, self.rest, self.last):
             if run is not None:
@@ -400,18 +402,19 @@ class Decoding:
             if name not in known:
                 raise KeyError(f"no input is named {name!r}; inputs: {', '.join(known) or 'none'}")
         padded = pad_inputs({name: _sizes(type) for name, type in known.items()}, inputs)
-        count = next((len(value) for name, value in padded.items()), len(prompt) or 1)
+        count = next((len(value) for name, value in padded.items() if name != "rng"),
+                     len(prompt) or 1)
         first = self.first.run({name: padded[name] for name in self.first.graph.inputs
                                 if name in padded}, {parts.batch: count} if parts.batch else None)
         found = decode(Parts(self.step.run, self.rest.run if self.rest else None, parts.read,
                              parts.states, parts.outputs, parts.axes, parts.stop, parts.repeated,
-                             parts.limit), first, count, policy, limit, prompt)
+                             parts.limit), first, count, policy, limit, prompt, number)
         given = {DECODED + key: value for key, value in found.outputs.items()}
         given |= {FINAL + key: value for key, value in found.finals.items()}
         given |= {parts.length + LENGTHS: found.lengths, **padded}
         given = {name: value for name, value in given.items() if name in self.last.graph.inputs}
         outputs = self.last.run(given)
-        return {**outputs, "lengths": found.lengths, "score": found.scores}
+        return {**outputs, CHOSEN: found.tokens, "lengths": found.lengths, "score": found.scores}
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -480,6 +483,20 @@ class Training:
         return any(node.op.name in LABELLED and node.inputs[0] == value
                    and node.attributes["axis"] in (1, -1) for node in graph.users(value.node))
 
+    @property
+    def scores_positions(self) -> str:
+        """The target whose classes the first output [B, S, classes] scores at every position."""
+        graph, made = self.evaluation.graph, self.evaluation
+        value = dict(graph.outputs).get(made.outputs[0]) if made.outputs else None
+        if value is None or graph.type(value).rank != 3:
+            return ""
+        *places, classes = graph.type(value).shape
+        for name in graph.inputs:
+            if name not in made.inputs and _classes(graph, name) == classes \
+                    and graph.type(graph.inputs[name]).shape == tuple(places):
+                return name
+        return ""
+
     def job(self) -> Job:
         """The recipe as plain data for the runtime."""
         recipe, graph = self.recipe, self.forward.graph
@@ -497,10 +514,14 @@ class Training:
             weigh=self._weigh())
 
     def _weigh(self) -> str:
-        """The input of lengths along a target's ragged size, whose tokens figures are means of."""
+        """The input of lengths along the ragged size of what the loss compares, if it does that.
+
+        Figures are means over its tokens.
+        """
         graph = self.forward.graph
-        sizes = [f"{size}{LENGTHS}" for name in self.forward.targets
-                 for size in _input(graph, name).shape]
+        values = {**graph.inputs, **dict(graph.outputs)}
+        named = [values[name] for name in _names(self.recipe.objective.loss) if name in values]
+        sizes = [f"{size}{LENGTHS}" for value in named for size in _sizes(graph.type(value))]
         return next((size for size in sizes if size in graph.inputs), "")
 
     def _truth(self) -> tuple[str, str] | None:
@@ -518,6 +539,15 @@ class Training:
         names = [*self.forward.inputs, *self.forward.targets]
         names += [name for name in graph.inputs if name not in (*names, "rng")]
         return [_input(graph, name) for name in names]
+
+
+def _names(expression: Any) -> list[str]:
+    """The names in an expression, in order."""
+    if isinstance(expression, ast.Name):
+        return [expression.id]
+    parts = expression if isinstance(expression, tuple) else \
+        ast.parts(expression) if ast.is_node(expression) else ()
+    return [name for part in parts for name in _names(part)]
 
 
 def _data_folder(module: Module) -> Path:

@@ -34,6 +34,10 @@ THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Number o
 INPUT = click.option("--input", "sizes", multiple=True, metavar="NAME=1x3x224x224",
                      help="Sizes of an input, where the model leaves them open.")
 A_RUN = "A run's folder, or a safetensors file."
+BEAM = click.option("--beam", type=click.IntRange(1, 1000), metavar="N",
+                    help="Keep the N best beginnings of what is said.")
+PENALTY = click.option("--penalty", type=click.FloatRange(0),
+                       help="With --beam: above 0.6 for longer texts, down to 0 for shorter ones.")
 WEIGHTS = click.option("--weights", type=click.Path(), required=True, help=A_RUN)
 
 
@@ -237,59 +241,97 @@ def _run_folder(training: Any, resume: bool) -> Path:
 @OVERRIDE
 @TARGET
 @THREADS
+@BEAM
+@PENALTY
+@click.option("--no-decode", is_flag=True, help="No token errors, only loss and metrics.")
 @JSON
 @guarded
 def evaluate(file: str, weights: str, overrides: tuple[str, ...], target: str,
-             threads: int | None, as_json: bool) -> None:
-    """Loss and metrics of trained weights on a recipe's held-out data."""
-    from lamina.commands import views
+             threads: int | None, beam: int | None, penalty: float | None, no_decode: bool,
+             as_json: bool) -> None:
+    """Loss and metrics of trained weights on a recipe's held-out data.
+
+    A model that chooses its tokens (`choose`) is decoded as well, greedily or with --beam: token
+    errors are the edit distance to the nearest reference over its length, exact is the share of
+    sources that are said as a reference is.
+    """
+    from lamina.commands import decoding, views
     from lamina.commands.training import run_evaluation
 
+    asked = decoding.wish(beam, penalty)
+    if no_decode and asked.named:
+        raise click.UsageError(f"{asked.named[0]} and --no-decode do not go together")
     training = _training(file, overrides)
     report = views.Silent() if as_json else views.print_warning
-    figures = run_evaluation(training, _options(target, threads), Path(weights), report)
+    figures = run_evaluation(training, _options(target, threads), Path(weights), report,
+                             None if no_decode else asked)
     console.print_json(figures) if as_json else views.print_figures(figures)
 
 
 @main.command()
 @click.argument("file")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @WEIGHTS
 @OVERRIDE
+@click.option("--text", "texts", multiple=True, metavar="[NAME=]TEXT",
+              help="A text in place of a file; it may be given many times.")
+@BEAM
+@PENALTY
+@click.option("--sample", is_flag=True, help="Draw each token by its probability.")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True),
+              help="With --sample: below 1 likely tokens become likelier.")
+@click.option("--top-k", type=click.IntRange(1), help="With --sample: of the K likeliest tokens.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True),
+              help="With --sample: of the fewest tokens that have this share together.")
+@click.option("--seed", type=click.IntRange(0), help="With --sample: another draw.")
+@click.option("--limit", type=click.IntRange(1), help="So many tokens at most.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
+              help="What the chosen tokens begin with.")
 @TARGET
 @THREADS
 @click.option("--invert", is_flag=True, help="Swap dark and light, for dark ink on white paper.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.npy",
-              help="Save the first output, a row per example; FILE.png: a mask or the objects.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+              help="FILE.npy: the first output, a row per example; FILE.png: a mask, objects or "
+              "the alignment; FILE.txt: what is said, a line per example.")
 @JSON
 @guarded
 def predict(file: str, inputs: tuple[str, ...], weights: str, overrides: tuple[str, ...],
-            target: str, threads: int | None, invert: bool, out: Path | None,
-            as_json: bool) -> None:
-    """What a trained model says to pictures or .npy arrays.
+            texts: tuple[str, ...], beam: int | None, penalty: float | None, sample: bool,
+            temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None,
+            limit: int | None, prompts: tuple[str, ...], target: str, threads: int | None,
+            invert: bool, out: Path | None, as_json: bool) -> None:
+    """What a trained model says to pictures, texts or .npy arrays.
 
-    The label and its probability where the recipe compares the first output with labels, else
-    the output. A model of several inputs takes one file for each: NAME=FILE. A model without a
-    recipe takes .npy arrays.
+    The label and its probability where the recipe compares the first output with labels, a label
+    for each token where it compares it with those, else the output. A model that chooses its
+    tokens says them, greedily or by --beam or --sample. A line of a file of texts is an example.
+    A model of several inputs takes one file for each: NAME=FILE. A model without a recipe takes
+    .npy arrays.
     """
-    from lamina.commands import prediction
+    from lamina.commands import decoding, predicted, prediction
+    from lamina.commands.trained import Request, open_model
 
-    if out is not None:
-        prediction.require_ending(out)
+    wish = decoding.wish(beam, penalty, sample, temperature, top_k, top_p, seed, limit, prompts)
+    trained = _trained(file, overrides)
+    model = open_model(*trained, _options(target, threads), Path(weights))
+    wanted = "" if out is None else predicted.require_ending(out, model.texts)
+    request = Request(inputs, texts, invert, wish, wanted)
     found = []
-    for one in prediction.run_prediction(*_trained(file, overrides), _options(target, threads),
-                                         Path(weights), inputs, invert):
+    for one in prediction.predict(model, request):
         found.append(one)
         if as_json:
             continue
         if one.failure is not None:
             console.print_failure(one.failure, _split(file)[0])
         else:
-            click.echo(prediction.describe(one))
+            click.echo(predicted.describe(one))
     if as_json:
-        console.print_json([prediction.as_json(one) for one in found])
+        console.print_json([predicted.as_json(one) for one in found])
+    else:
+        for warning in predicted.warnings(found):
+            click.echo(f"warning: {warning}", err=True)
     if out is not None:
-        prediction.save_outputs(out, found)
+        predicted.save_outputs(out, found, model.texts)
     sys.exit(1 if any(one.failure is not None for one in found) else 0)
 
 
@@ -509,7 +551,7 @@ def filters(file: str, weights: str, out: Path, settings: tuple[str, ...], at: s
         return
     _require_path(at, [scope.path for scope in net.graph.scopes])
     options = _options(target, threads)
-    inputs = prediction.read_example(net, training, options, Path(weights), picture)
+    inputs = prediction.read_example(net, training, Path(weights), picture)
     plots.draw_maps(net, params, at, inputs, options, out)
     click.echo(f"wrote {out}")
 

@@ -194,9 +194,21 @@ def _state_flow(probe: Probe, runs: Sequence[tuple[Arrays, Arrays]],
     """Means over batches, outputs and inputs of each, as far back as each batch goes."""
     last, whole = (tuple(_mean([_back(probe, found[kind + probe.name], inputs)
                                 for found, inputs in runs]).tolist()) for kind in (LAST, ALL))
-    known = names.get(probe.cell, ())
-    state = known[probe.state] if len(known) == probe.states else f"state {probe.state + 1}"
-    return StateFlow(probe.path, probe.cell, state, last, whole)
+    return StateFlow(probe.path, probe.cell, _state_name(probe, names), last, whole)
+
+
+def _state_name(probe: Probe, names: Mapping[str, tuple[str, ...]]) -> str:
+    """A state's name; of a cell within the cell after its path, as in `lstm.h`."""
+    own = names.get(probe.cell, ())
+    if len(own) == len(probe.makers):
+        return own[probe.state]
+    maker = probe.makers[probe.state]
+    place, count = probe.makers[:probe.state].count(maker), probe.makers.count(maker)
+    inner = {found for cell, found in names.items() if cell != probe.cell}
+    fitting = [own] if not maker else [found for found in inner if len(found) == count]
+    known = fitting[0] if len(fitting) == 1 and len(fitting[0]) == count else ()
+    name = known[place] if known else f"state {place + 1}"
+    return f"{maker}.{name}" if maker else name
 
 
 def _back(probe: Probe, norms: np.ndarray, inputs: Arrays) -> np.ndarray:

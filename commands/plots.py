@@ -23,6 +23,9 @@ from lamina.runtime.logs import NAME, read_log
 
 ENDINGS = ("png", "svg")
 MOST_TILES = 256  # filters or maps in a picture
+MOST_INCHES = 50.0  # of a side of a picture
+NARROW = 3  # characters of a token that need not be turned
+BLANK = "\u2423"  # in place of a token that is nothing to look at
 PURPOSE = "drawing a picture"
 
 
@@ -157,6 +160,29 @@ def _tiles(tiles: list[np.ndarray], title: str, path: Path, ending: str, colours
         axes.set_axis_off()
     more = f", the first {MOST_TILES}" if len(tiles) > MOST_TILES else ""
     figure.suptitle(title + more, fontsize=9, parse_math=False)
+    _save(figure, path, ending)
+
+
+# --- alignments ---------------------------------------------------------------------------------
+
+
+def draw_alignment(shares: np.ndarray, read: Sequence[str], said: Sequence[str], path: Path
+                   ) -> None:
+    """What each token looked at, [said, read]: tokens read along the top, those said at the side.
+    """
+    ending = chosen(ENDINGS, path.name)
+    figure = _figure(min(1.5 + 0.36 * len(read), MOST_INCHES),
+                     min(1.2 + 0.3 * len(said), MOST_INCHES))
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
+    above, beside = ([token if token.strip() else BLANK for token in tokens]
+                     for tokens in (read, said))
+    turned = max(map(len, above), default=0) > NARROW
+    axes.set_xticks(range(len(above)), above, rotation=90 if turned else 0, parse_math=False)
+    axes.set_yticks(range(len(beside)), beside, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    figure.colorbar(drawn, ax=axes, label="share")
     _save(figure, path, ending)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina.api import Training, make_runner
+from lamina.commands.decoding import Wish, require_choice, token_errors
 from lamina.compiler.options import Options
 from lamina.compiler.syntax import ast
 from lamina.runtime.checkpoint import (
@@ -22,7 +23,7 @@ from lamina.runtime.checkpoint import (
 from lamina.runtime.data.errors import DataError
 from lamina.runtime.errors import Failure, show
 from lamina.runtime.events import Callback, Warned
-from lamina.runtime.train import Result, evaluate, train
+from lamina.runtime.train import Result, evaluate, train, trained_vocabularies
 from lamina.runtime.weights import Rule, map_weights
 
 
@@ -63,15 +64,26 @@ def initial_weights(training: Training, report: Callback = lambda event: None
 
 
 def run_evaluation(training: Training, options: Options, weights: Path,
-                   report: Callback = lambda event: None) -> dict[str, float]:
-    """Averages of loss and metrics over the recipe's held-out data."""
+                   report: Callback = lambda event: None, asked: Wish | None = None
+                   ) -> dict[str, float]:
+    """Averages of loss and metrics over the recipe's held-out data.
+
+    With `asked`, a model that chooses its tokens is decoded too: "token errors" and "exact".
+    Raises Failure.
+    """
+    if asked is not None:
+        require_choice(training.net.chooses, asked)
     job, params = training.job(), read_weights(training.initial(), weights)
     if not job.valid:
         raise DataError("E605", f"recipe `{show(job.recipe)}` has no held-out data",
                         "add a line to it: data valid = ...", training.recipe.span.line)
     state = read_state(weights_file(weights))
-    return evaluate(job, make_runner(training.evaluation.graph, options), params,
-                    vocabularies=state.vocabularies if state else None, report=report)
+    known = (state.vocabularies if state else {}) or trained_vocabularies(job)
+    figures = evaluate(job, make_runner(training.evaluation.graph, options), params,
+                       vocabularies=known, report=report)
+    if asked is None or not training.net.chooses:
+        return figures
+    return figures | token_errors(training, options, params, known, asked)
 
 
 def weights_file(path: Path) -> Path:

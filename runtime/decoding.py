@@ -45,6 +45,7 @@ class Policy:
         _require(self.temperature > 0, f"a temperature is above 0, not {self.temperature}")
         _require(self.top_k >= 0, f"top_k is a number of tokens, not {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p is a share above 0, at most 1, not {self.top_p}")
+        _require(np.isfinite(self.penalty), f"a penalty is a number, not {self.penalty}")
         _require(self.width >= 1, f"a beam is at least 1 wide, not {self.width}")
 
 
@@ -79,15 +80,17 @@ class Decoded:
 
 def decode(parts: Parts, first: Mapping[str, np.ndarray], examples: int,
            policy: Policy = Policy(), limit: int = 0,  # noqa: B008
-           prompt: Sequence[Sequence[int]] = ()) -> Decoded:
+           prompt: Sequence[Sequence[int]] = (), number: int = 0) -> Decoded:
     """Run the steps until every example has ended, or `limit` steps (the cell's own if 0).
 
     `first` are the states before the first step, s0, s1 ..., and what every step reads, f0, f1
-    ...; `prompt` holds tokens of each example that are taken as they are before the policy chooses.
-    Raises ValueError for tokens that the model does not have.
+    ...; `prompt` holds tokens of each example that are taken as they are before the policy chooses,
+    and `number` is that of the first example, by which sampling draws. Raises ValueError for tokens
+    that the model does not have.
     """
     width = policy.width if policy.kind == "beam" else 1
-    return _Loop(parts, first, examples, policy, width, limit or parts.limit, prompt).run()
+    return _Loop(parts, first, examples, policy, width, limit or parts.limit, prompt, number
+                 ).run()
 
 
 @dataclass(slots=True)
@@ -110,7 +113,8 @@ class _History:
 
 class _Loop:
     def __init__(self, parts: Parts, first: Mapping[str, np.ndarray], examples: int,
-                 policy: Policy, width: int, limit: int, prompt: Sequence[Sequence[int]]):
+                 policy: Policy, width: int, limit: int, prompt: Sequence[Sequence[int]],
+                 number: int):
         self.parts, self.policy, self.width, self.limit = parts, policy, width, limit
         self.examples = examples
         self.states = [np.repeat(first[f"s{i}"], width, 0) for i in range(len(parts.states))]
@@ -120,7 +124,8 @@ class _Loop:
         self.prompt = [list(one) for one in prompt] or [[]] * self.examples
         _require(len(self.prompt) == self.examples, f"{len(self.prompt)} prompts for "
                  f"{self.examples} examples")
-        self.generators = [np.random.default_rng((policy.seed, i)) for i in range(self.examples)]
+        self.generators = [np.random.default_rng((policy.seed, number + i))
+                           for i in range(self.examples)]
         # All beginnings of an example are the same at first: one of them counts.
         self.scores = np.where(np.arange(rows) % width == 0, 0.0, -np.inf)
         self.lengths, self.ended = np.zeros(rows, np.int64), np.zeros(rows, bool)

@@ -445,3 +445,27 @@ def test_a_zoo_recipe_reads_the_users_data(tmp_path):
                    '  loss      = dice(logits, mask)\n'
                    '  optimizer = sgd(lr=0.1)\n}\n')
     assert lamina.load(own).recipe().job().folder == str(tmp_path)
+
+
+@pytest.mark.parametrize(("loss", "weigh"), [
+    ("cross_entropy(logits, tag, axis=-1)", "S~"), ("cross_entropy(whole, kind)", ""),
+    ("mean(x * x)", "S~"), ("0.5 * cross_entropy(whole, kind) + mse(means, given)", ""),
+])
+def test_what_a_batch_weighs(loss, weigh):
+    # Means over tokens are averaged by tokens, whether the gold tokens are a target or an input.
+    file = lamina.loads(f"""model M {{
+  input x: f32[B, S~, 4]
+  input given: f32[B, 4]
+  means = mean(x, axis=S)
+  output logits = x -> linear(3), whole = means -> head: linear(2), means
+}}
+
+recipe fit for M {{
+  data train = arrays("a.npz", x="x", given="g", tag="t", kind="k")
+  target tag: i32[B, S~]
+  target kind: i32[B]
+  loss      = {loss}
+  optimizer = sgd(lr=0.1)
+}}
+""")
+    assert file.recipe("fit").job().weigh == weigh

@@ -134,6 +134,21 @@ def test_texts_of_different_lengths(place):
     assert state["all"] == pytest.approx(state["last"])
 
 
+def test_states_of_a_cell_within_a_cell(place):
+    # Named as `with (lstm.h = ...)` names them.
+    Path("inner.lam").write_text(LINEAR.partition("model")[0].replace("cell Linear", """cell Outer {
+  input x: [B, D]
+  state sum: [B, D] = 0
+  sum = prev.sum + (x -> inner: LSTMCell(3))
+  output sum
+}
+
+cell Linear""") + LINEAR[LINEAR.index("model"):].replace("Linear(factor)", "Outer"))
+    states = flow("inner.lam", "--target", "numpy")["states"]
+    assert [state["state"] for state in states] == ["sum", "inner.h", "inner.c"]
+    assert states[0]["verdict"] == "steady"
+
+
 def test_batches_are_averaged(place):
     # The figures are means over the batches asked for, at most those of an epoch.
     one, two, all = (flow("linear.lam", "--batches", n, "--target", "numpy") for n in (1, 2, 99))

@@ -47,13 +47,17 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A built model: its graph and the names of the model's own outputs."""
+    """A built model: its graph and the names of the model's own outputs.
+
+    `chooses` says whether a scan chooses tokens.
+    """
 
     graph: Graph
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
     decoder: Decoder | None = None  # where it was built to choose its tokens: what runs before
+    chooses: bool = False
 
 
 def find_model(module: Module, name: str | None) -> Definition:
@@ -141,7 +145,7 @@ def build(module: Module, definition: Definition, call: ast.Call | None = None, 
     graph = ctx.builder.finish(values, rows, keep_sources=ctx.decoder is None)
     own = tuple(result.outputs) if isinstance(result, Result) else ()
     return Build(graph, own, inputs, tuple(objective.targets) if objective else (),
-                 ctx.decoder)
+                 ctx.decoder, ctx.choosing)
 
 
 def bind_constants(ctx: Context, module: Module) -> None:

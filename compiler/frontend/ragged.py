@@ -186,10 +186,10 @@ class RaggedMath(GraphMath):
         """What a ragged size is for each example: i32 [B]."""
         total = None
         for monomial, factor in size.terms:  # type: ignore[union-attr]
-            term = self.plain.lift(factor, "i32")
-            for atom, power in monomial:
-                for _ in range(power):
-                    term = term * self._atom(atom)
+            parts = [self._atom(atom) for atom, power in monomial for _ in range(power)]
+            if factor != 1 or not parts:
+                parts.append(self.plain.lift(factor, "i32"))
+            term = functools.reduce(self.plain.mul, parts)
             total = term if total is None else total + term
         assert total is not None
         return total

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ops.control import FREE
 
 # Another look at the same memory: nothing is computed.
 SHARING = ("reshape", "flatten", "squeeze", "expand_dims", "transpose", "slice", "reverse",
@@ -37,16 +38,39 @@ def prefixes(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
+def ends_of(graph: Graph) -> set[int]:
+    """Nodes that are made of lengths (inputs such as S~) alone: where each example ends."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        if node.op.name == "input":
+            given = str(node.attributes["name"]).endswith("~")
+        else:
+            given = any(value.node in found for value in node.inputs) and all(
+                value.node in found or graph.node(value).op.name in FREE for value in node.inputs)
+        if given:
+            found.add(node.id)
+    return found
+
+
+def _is_number(graph: Graph, node: Node) -> bool:
+    """Whether a node is one number everywhere, as a state before the first step may be."""
+    return node.op.name == "broadcast_to" and graph.node(node.inputs[0]).op.name == "const"
+
+
 def layers_of(graph: Graph) -> dict[int, str]:
     """The layer of every node that depends on an input, or belongs to a layer or follows one.
 
-    An empty path is that of a node which a block applies itself.
+    An empty path is that of a node which a block applies itself. What says where examples end
+    belongs to nothing, nor does a number, which several layers may share.
     """
+    ends = ends_of(graph)
     leaves = {scope.path for scope in graph.scopes if scope.leaf}
     results = {scope.result.node: scope.path for scope in reversed(graph.scopes) if scope.leaf}
     live: set[int] = set()
     found: dict[int, str] = {}
     for node in graph.nodes:
+        if node.id in ends or _is_number(graph, node):
+            continue
         layer = next((p for p in prefixes(node.path) if p in leaves), results.get(node.id, ""))
         shown = layer and node.op.kind != "source"
         if not (shown or node.op.name == "input" or any(v.node in live for v in node.inputs)):
@@ -57,11 +81,20 @@ def layers_of(graph: Graph) -> dict[int, str]:
 
 
 def owners(graph: Graph) -> dict[int, str]:
-    """The same, and a path of its own for every node that a block applies itself."""
+    """The same, and a path of its own for every node that a block applies itself.
+
+    What is filled past the ends of examples is part of what it was.
+    """
     leaves = {scope.path for scope in graph.scopes if scope.leaf}
     taken: dict[str, int] = {}
-    return {key: layer or _bare_path(graph.node(key), leaves, taken)
-            for key, layer in layers_of(graph).items()}
+    ends, found = ends_of(graph), dict[int, str]()
+    for key, layer in layers_of(graph).items():
+        node = graph.node(key)
+        filled = node.op.name == "select" and node.inputs[0].node in ends and \
+            graph.node(node.inputs[2]).op.name in FREE
+        same = found.get(node.inputs[1].node, "") if filled else ""
+        found[key] = layer or same or _bare_path(node, leaves, taken)
+    return found
 
 
 def _bare_path(node: Node, leaves: set[str], taken: dict[str, int]) -> str:

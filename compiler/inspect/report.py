@@ -301,10 +301,13 @@ def _path_between(boxes: list[Box], start: int, end: int) -> Iterator[Edge]:
     while out[-2:-1] == into[-2:-1] and len(out) > 1 and len(into) > 1:
         out.pop()
         into.pop()
-    for box, block in zip(out[:-2], out[1:-1], strict=True):
+    # A block that works itself, as a scan does, may be an end: then there is nothing to go over.
+    across = len(out) > 1 and len(into) > 1
+    for box, block in zip(out[:-1 - across], out[1:len(out) - across], strict=True):
         yield Edge(block, box, BORDER)
-    yield Edge(out[-1], out[-2], into[-2])
-    for box, block in zip(into[:-2], into[1:-1], strict=True):
+    if across:
+        yield Edge(out[-1], out[-2], into[-2])
+    for box, block in zip(into[:-1 - across], into[1:len(into) - across], strict=True):
         yield Edge(block, BORDER, box)
 
 

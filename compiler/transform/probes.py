@@ -28,17 +28,18 @@ LEAST = 1e-37  # float32 ends there
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A state of a scan, one of `states`; `name` ends its inputs and outputs.
+    """A state of a scan; `name` ends its inputs and outputs.
 
-    `type` is that of the states after all steps, [steps, ...]; `backwards`: the last step is 0.
-    `examples` is the axis along which steps differ in number, 0 where they do not.
+    `makers` are the paths within the scan of what makes each of its states. `type` is that of the
+    states after all steps, [steps, ...]; `backwards`: the last step is 0. `examples` is the axis
+    along which steps differ in number, 0 where they do not.
     """
 
     name: str
     path: str
     cell: str
     state: int
-    states: int
+    makers: tuple[str, ...]
     backwards: bool
     type: TensorType
     examples: int
@@ -116,14 +117,30 @@ def _probes_of(graph: Graph, node: Node, count: int) -> list[Probe]:
     assert node.body is not None
     attrs, found = node.attributes, []
     ragged = is_ragged(attrs["length"])
+    makers = _makers(node)
     for state in range(attrs["states"]):
         type = node.outs[state]
         if type.dtype in FLOATS:
             stacked = TensorType((attrs["length"], *type.shape), type.dtype)
             found.append(Probe(str(count + len(found)), node.path, node.body.name, state,
-                               attrs["states"], attrs["backwards"], stacked,
+                               makers, attrs["backwards"], stacked,
                                _examples(stacked, graph.type(_within(node))) if ragged else 0))
     return found
+
+
+def _makers(node: Node) -> tuple[str, ...]:
+    """The path within the scan of what makes each state: that of a cell which the cell uses."""
+    assert node.body is not None
+    outs = [value for _, value in node.body.outputs[:node.attributes["states"]]]
+    within = _within_step(node.body, node.attributes)
+    nodes = [node.body.node(_new_state(node.body, value, within)) for value in outs]
+    return tuple(one.path.removeprefix(node.path).removeprefix(".") for one in nodes)
+
+
+def _within_step(body: Graph, attrs: Mapping) -> Value | None:
+    """Whether the step is before each example's end, where their steps differ in number."""
+    last = attrs["states"] + attrs["sequences"] - 1
+    return body.inputs[f"x{last}"] if is_ragged(attrs["length"]) else None
 
 
 def _within(node: Node) -> Value:
@@ -197,7 +214,7 @@ def probed_body(body: Graph, attrs: Mapping, states: list[int]) -> Graph:
               for index, value in enumerate(inputs[:before])}
     probes = {state: m.placeholder(before + number, body.type(outs[state]))
               for number, state in enumerate(states)}
-    within = inputs[before - 1] if is_ragged(attrs["length"]) else None
+    within = _within_step(body, attrs)
     news = {state: _new_state(body, outs[state], within) for state in states}
     values |= {value: m.placeholder(before + len(states) + index, body.type(value)).value
                for index, value in enumerate(inputs[before:])}

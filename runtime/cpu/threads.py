@@ -267,6 +267,7 @@ class Threads:
             go.acquire()
             address, count = self._job
             if count == 0:
+                done.release()
                 return
             if self._taken:
                 self._settle()
@@ -307,3 +308,4 @@ class Threads:
             for lock in self._go:
                 lock.release()
             self._pid = -1
+            self._join()  # one that has not seen the end would take part in a later run

@@ -36,7 +36,7 @@ from lamina.runtime.data.transforms import (
     shuffled_order,
 )
 from lamina.runtime.data.vocabulary import UNKNOWN, Vocabulary, require_same_coding
-from lamina.runtime.data.windows import LongText
+from lamina.runtime.data.windows import NEXT, LongText
 from lamina.runtime.errors import did_you_mean, show
 
 MAX_STAGES = 100
@@ -233,7 +233,7 @@ def open_data(stages: Sequence[Stage], folder: Path = Path(), seed: int = 0,
     for stage in _named(stages, "bucket"):
         _at_line(stage, partial(require_room, source, closed.tokens))
     unknown = {key: int((source.column(key) == UNKNOWN).sum()) for key, one in found.items()
-               if not one.closed}
+               if not one.closed and not (isinstance(raw, LongText) and key == NEXT)}
     return replace(closed, source=source, vocabularies=found, unknown=unknown, notes=tuple(notes))
 
 

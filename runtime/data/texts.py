@@ -12,7 +12,7 @@ from lamina.runtime.data.errors import DataError
 from lamina.runtime.data.lines import full_lines, line_error, read_lines
 from lamina.runtime.data.pictures import Pictures
 from lamina.runtime.data.source import Rows
-from lamina.runtime.data.stage import bad, check_channels, decoded_size, text, truth, whole
+from lamina.runtime.data.stage import Stage, bad, check_channels, decoded_size, text, truth, whole
 from lamina.runtime.data.vocabulary import (
     BOS,
     EOS,
@@ -289,6 +289,17 @@ def check_conll(fields: Mapping[str, object], columns: object = None, size: obje
 
 
 CHECKS: dict[str, Callable] = {"tsv": check_tsv, "conll": check_conll}
+
+
+def columns_of(stage: Stage) -> dict[str, int]:
+    """The column of each field that a source of texts reads; nothing for other sources."""
+    if stage.name not in CHECKS:
+        return {}
+    settings = dict(stage.kwargs)
+    names = field_codings(stage.kwargs)
+    columns = settings.get("columns")
+    return dict(zip(names, columns if isinstance(columns, list | tuple) else range(len(names)),
+                    strict=True))
 
 
 def field_codings(settings: Iterable[tuple[str, object]]) -> dict[str, str]:

@@ -77,9 +77,13 @@ class Vocabulary:
                 break
             if number != BOS or self.closed:
                 kept.append(number)
+        return self.join(kept)
+
+    def join(self, numbers: Sequence[int] | np.ndarray) -> str:
+        """All numbers as text, special ones too; they are those of entries."""
         if self.coding == "bpe":
-            return _pairs(self).decode(kept, skip_special_tokens=False)
-        return ("" if self.coding == "chars" else " ").join(self.tokens[n] for n in kept)
+            return _pairs(self).decode(list(map(int, numbers)), skip_special_tokens=False)
+        return ("" if self.coding == "chars" else " ").join(self.tokens[n] for n in numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,8 @@ def long_text(file: str, coding: str = "chars", window: int = 64, pattern: str =
               ) -> LongText:
     """One long text, a file or those of a folder that match `pattern`, cut into windows.
 
-    Fields `text` and `next`, int32 [window]: `next` is `text` one token further on.
+    Fields `text` and `next`, int32 [window]: `next` is `text` one token further on. A split takes
+    windows; byte pairs are those of the whole text, as they say where windows begin.
     """
     making, length = check_text(coding, window, pattern, size, least, lower)
     path = _folder / text("file", file)

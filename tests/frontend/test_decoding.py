@@ -121,6 +121,18 @@ def test_an_example_does_not_depend_on_the_others(speller):
         np.testing.assert_array_equal(alone["tokens"][0, :n], together["tokens"][0, :n])
 
 
+def test_samples_go_by_the_number_of_an_example(speller):
+    # A second batch that began again at 0 would repeat the first one's draws.
+    net, weights, text = speller
+    policy, same = Policy("sample", seed=2), [text[0]] * 8
+    whole = net.decoder("numpy")(weights, text=same, policy=policy)
+    later = net.decoder("numpy")(weights, text=same[:3], policy=policy, number=5)
+    for row in range(3):
+        n = int(later["lengths"][row])
+        assert n == whole["lengths"][5 + row]
+        np.testing.assert_array_equal(later["chosen"][row, :n], whole["chosen"][5 + row, :n])
+
+
 def test_a_prompt_is_taken_as_it_is(speller):
     # Also where it holds the token that ends an example.
     net, weights, text = speller

@@ -48,6 +48,23 @@ def test_edges_stay_within_their_block():
             assert end == BORDER or found.boxes[end].parent == edge.block
 
 
+def test_a_block_that_works_itself_is_joined_to_what_is_in_it():
+    # A scan reads what it needs at every step from a layer of its own cell: an edge within it.
+    _, found = drawn("seq2seq", "Additive")
+    paths = [box.path for box in found.boxes]
+    inside = [edge for edge in found.edges if edge.block == paths.index("decoder")]
+    assert (paths.index("decoder.key"), BORDER) in {(edge.start, edge.end) for edge in inside}
+
+
+def test_lengths_are_not_drawn():
+    # Where each example ends is in every operator; drawn, its comparisons hid the network.
+    _, found = drawn("seq2seq", "Additive")
+    paths = [box.path for box in found.boxes]
+    assert not [path for path in paths if "~" in path or "less" in path or "select" in path]
+    joined = {(paths[edge.start], paths[edge.end]) for edge in found.edges}
+    assert ("decoder", "tokens") in joined
+
+
 def test_what_is_computed_from_a_layer_without_inputs_is_joined_to_it():
     # The detector's positions depend on the image's size alone: they hung in a corner without an
     # edge, and the `concat` that places the boxes had nothing to join.
