@@ -178,6 +178,21 @@ def test_a_line_has_fields_too():
         (Axis(5, 1, 2.0),), (Axis(7, 2, 3.0),)]
 
 
+@pytest.mark.parametrize("order", ["B, T, 3, 32, 32", "B, 3, T, 32, 32"])
+def test_a_film_has_time_and_the_axes_of_its_pictures(order):
+    # Channels may come before or after time; what convolutions mix as a whole are the channels.
+    swapped = "" if order.startswith("B, T") else "-> transpose(perm=[0, 2, 1, 3, 4]) "
+    net = lamina.loads(f"""model M {{
+  input x: f32[{order}]
+  pictures = x {swapped}-> reshape(shape=(B * T, 3, 32, 32)) -> a: conv(4, kernel=5)
+  output y = reshape(pictures, shape=(B, T, 4, 28, 28)) -> b: relu
+}}
+""").M()
+    fields = {row.path: row.fields[0].named for row in net.summary().layers}
+    assert fields["a"] == {"time": Axis(1, 1, 0.0), "height": Axis(5, 1, 2.0),
+                           "width": Axis(5, 1, 2.0)}
+
+
 @pytest.mark.parametrize(("body", "size", "stride"), [
     ("x -> conv(1, kernel=5) -> conv(1, kernel=5)", 9, 1),
     ("x -> conv(1, kernel=3) -> conv(1, kernel=3)", 5, 1),

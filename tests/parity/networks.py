@@ -446,18 +446,22 @@ class Tagger(nn.Module):
 
 
 class Forecaster(nn.Module):
-    """The change from the last value that is known."""
+    """The mean of the weeks before, and how much the coming hours differ from it."""
 
-    def __init__(self, horizon=24, channels=1, hidden=64, scale=10.0):
+    def __init__(self, weeks=4, period=168, recent=72, horizon=24, channels=1, hidden=64,
+                 scale=1000.0):
         super().__init__()
-        self.scale = scale
-        self.read = Layer(partial(nn.LSTMCell, channels, hidden))
+        self.weeks, self.period, self.recent, self.scale = weeks, period, recent, scale
+        self.read = Layer(partial(nn.LSTMCell, 2 * channels, hidden))
         self.head = nn.Linear(hidden, horizon * channels)
 
     def forward(self, past):
-        last = past[:, -1:]
-        seen = self.read((past - last) / self.scale)[:, -1]
-        return last + self.scale * self.head(seen).unflatten(1, (-1, past.shape[2]))
+        usual = sum(past.chunk(self.weeks, 1)) / self.weeks
+        level = (usual - usual.mean(1, keepdim=True)) / self.scale
+        unusual = 5 * (past[:, -self.period:] - usual) / self.scale
+        seen = self.read(torch.cat([level, unusual], -1)[:, -self.recent:])[:, -1]
+        change = self.head(seen).unflatten(1, (-1, past.shape[2]))
+        return usual[:, :change.shape[1]] + self.scale / 5 * change
 
 
 class RowReader(nn.Module):

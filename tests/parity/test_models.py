@@ -135,6 +135,18 @@ def test_an_error_is_seen():
         assert wrong == [name]
 
 
+@live
+@pytest.mark.parametrize("model", ["tagger.Tagger", "seq2seq.Multiplicative"])
+def test_ends_of_examples_are_compared(model, monkeypatch):
+    # With all examples as long as their room, numbers past the ends would count, and differ.
+    case = twins.SMALL[model]
+    found, given = twins.ours(case, "cpu"), twins.inputs(case)
+    full = {name: np.full_like(value, value[0]) for name, value in given.lengths.items()}
+    monkeypatch.setattr(twins, "inputs", lambda _: replace(given, fed=given.fed | full))
+    wrong = twins.errors(found, twins.theirs(case))
+    assert min(wrong[name] for name in ("loss", "result", "evaluated")) > twins.FORWARD
+
+
 def test_training_curves_agree():
     # Ten steps of the real recipe's optimizer on the same batches give the same losses.
     torch = pytest.importorskip("torch", reason="curves are compared with PyTorch live")

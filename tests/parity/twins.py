@@ -130,7 +130,8 @@ SMALL = {case.model: case for case in (
     Case("captions.Captioner", ((3, 3, 16, 24), (3, 5)),
          {"words": 30, "width": 3, "hidden": 10, "att": 6}),
     Case("clips.ClipReader", ((2, 4, 1, 40, 40),), {"size": 12, "hidden": 10}),
-    Case("forecast.Forecaster", ((3, 9, 2),), {"horizon": 4, "channels": 2, "hidden": 7}),
+    Case("forecast.Forecaster", ((3, 14, 2),), {
+        "weeks": 2, "period": 7, "recent": 5, "horizon": 4, "channels": 2, "hidden": 7}),
     Case("language.CharacterModel", ((3, 8),), {"tokens": 20, "size": 9, "hidden": 7}),
     Case("language.WordModel", ((3, 8),), {"tokens": 20, "size": 9, "hidden": 7}),
     Case("rows.RowReader", ((3, 1, 28, 28),), {"hidden": 12}),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lamina.runtime.data import Stage, open_data
+from lamina.runtime.data import make_pedestrians as pedestrians
 from lamina.runtime.data import make_phonemes as phonemes
 from lamina.runtime.data import make_tags as tags
 from lamina.runtime.data import make_verses as verses
@@ -51,6 +52,24 @@ def test_phonemes(tmp_path):
     read = open_data([Stage("tsv", (phonemes.FILES[0],), (("src", "chars"), ("tgt", "words")))],
                      made)
     assert set(read.vocabularies["tgt"].tokens[3:]) == {"W", "V", "AH", "ER", "Z"}
+
+
+def test_pedestrians(tmp_path):
+    """Hours stay in order, and one without a count is like that of the week before."""
+    source = tmp_path / "package" / pedestrians.SOURCE
+    source.parent.mkdir(parents=True)
+    counts = [str(float(hour)) for hour in range(400)]
+    counts[3] = counts[170] = counts[338] = ""
+    hours = [("2021-12-31", "9.0"), *(("2022-01-01", count) for count in counts)]
+    source.write_text("date,hour,45 Queen Street,elsewhere\n"
+                      + "".join(f"{day},x,{count},7\n" for day, count in hours))
+    made, sizes = twice(pedestrians.make, tmp_path / "package", tmp_path)
+    assert sizes == {pedestrians.FILE: 400}
+    people = [int(line) for line in lines(made / pedestrians.FILE)[1:]]
+    assert (people[3], people[170], people[338]) == (0, 2, 2)
+    assert [people[i] for i in (0, 4, 399)] == [0, 4, 399]
+    stage = Stage("series", (pedestrians.FILE,), (("window", 48), ("horizon", 24)))
+    assert len(open_data([stage], made)) == 400 - 48 - 24 + 1
 
 
 def test_tags(tmp_path):

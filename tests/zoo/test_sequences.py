@@ -84,7 +84,7 @@ def tagger(steps=20):
     ("clips", "ClipReader", {"clip": "1x10x1x40x40"}, clip_reader()),
     ("tagger", "Tagger", {"word": "1x20", "ending": "1x20"}, tagger()),
     ("captions", "Captioner", {"image": "1x3x64x64", "caption": "1x6"}, captioner()),
-    ("forecast", "Forecaster", {"past": "1x72x1"}, total((72, lstm(1, 64)), (1, linear(64, 24)))),
+    ("forecast", "Forecaster", {"past": "1x672x1"}, total((72, lstm(2, 64)), (1, linear(64, 24)))),
     ("rows", "RowReader", {"image": "1x1x28x28"}, total((28, lstm(28, 96)), (1, linear(96, 10)))),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_figures_by_formula(file, model, sizes, figures):
