@@ -44,6 +44,7 @@ from lamina.compiler.ir.text import format_graph
 from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
+from lamina.compiler.ops.losses import ERRORS
 from lamina.compiler.options import TARGETS, Options, from_environment
 from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
@@ -509,7 +510,8 @@ class Training:
         phases = tuple(JobPhase(p.name, p.epochs, float(p.optimizer.settings.get("lr", 0.0)),
                                 _data_stage(p.schedule) if p.schedule else None, rng)
                        for p in recipe.phases)
-        keep = Keep("best", recipe.keep, recipe.keep != "loss") if recipe.keep else Keep()
+        smaller = recipe.keep in ("loss", *self.errors)
+        keep = Keep("best", recipe.keep, not smaller) if recipe.keep else Keep()
         return Job(
             model=recipe.model.name, recipe=recipe.name, train=_pipeline(recipe, "train"),
             inputs=tuple(self._inputs()), batch=recipe.batch, phases=phases,
@@ -517,6 +519,12 @@ class Training:
             metrics=tuple(recipe.objective.metrics), keep=keep, facts=tuple(self.facts().items()),
             folder=str(_data_folder(self.module)), version=version(), truth=self._truth(),
             weigh=self._weigh())
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The metrics that are errors: no shares, and the smaller the better."""
+        return tuple(name for name, expression in self.recipe.objective.metrics.items()
+                     if set(_names(expression)) & set(ERRORS))
 
     def _weigh(self) -> str:
         """The input of lengths along the ragged size of what the loss compares, if it does that.

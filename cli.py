@@ -206,7 +206,8 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     training = _training(file, overrides)
     folder = out or _run_folder(training, resume)
     options = _options(target, threads)
-    view = views.Silent() if as_json else views.TrainingView(training.net.summary())
+    view = views.Silent() if as_json else \
+        views.TrainingView(training.net.summary(), training.errors)
     try:
         result = run_training(training, options, folder, resume, view)
     finally:
@@ -218,7 +219,7 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
         console.print_json(figures)
     else:
         held_out = bool(training.recipe.data.get("valid"))
-        views.print_result(training.recipe.keep, held_out, result)
+        views.print_result(training.recipe.keep, held_out, result, training.errors)
     sys.exit(result.exit_code)
 
 
@@ -265,7 +266,10 @@ def evaluate(file: str, weights: str, overrides: tuple[str, ...], target: str,
     report = views.Silent() if as_json else views.print_warning
     figures = run_evaluation(training, _options(target, threads), Path(weights), report,
                              None if no_decode else asked)
-    console.print_json(figures) if as_json else views.print_figures(figures)
+    if as_json:
+        console.print_json(figures)
+    else:
+        views.print_figures(figures, training.errors)
 
 
 @main.command()

@@ -133,8 +133,9 @@ class Silent:
 class TrainingView:
     """Draws a progress bar on a terminal, a line per epoch elsewhere."""
 
-    def __init__(self, summary: Summary):
-        self.summary = summary
+    def __init__(self, summary: Summary, errors: Sequence[str] = ()):
+        """`errors` are the metrics that are no shares."""
+        self.summary, self.errors = summary, errors
         self.console = terminal()
         self.live = self.console.is_terminal
         self.progress = Progress(
@@ -181,15 +182,16 @@ class TrainingView:
     def _step(self, event: StepDone) -> None:
         if not self.live:
             return
-        figures = [f"loss {event.loss:.4f}", *(f"{name} {value:.2%}" if name != "loss" else ""
-                                               for name, value in event.metrics.items()),
+        figures = [f"loss {event.loss:.4f}", *(_figure(name, value, self.errors)
+                                               for name, value in event.metrics.items()
+                                               if name != "loss"),
                    f"{event.per_second:,.0f}/s"]
         self.progress.update(self.task, completed=event.step, epoch=event.epoch,
                              figures="  ".join(filter(None, figures)))
 
     def _epoch(self, event: EpochDone) -> None:
         shown = event.valid or {k: v for k, v in event.train.items() if k != "loss"}
-        text = "  ".join(_figure(name, value) for name, value in shown.items())
+        text = "  ".join(_figure(name, value, self.errors) for name, value in shown.items())
         what = "held-out " if event.valid else ""
         best = "  best" if event.best else ""
         self.console.print(f"epoch {event.epoch:3d}  train loss {event.train['loss']:.4f}  "
@@ -213,23 +215,23 @@ def _several(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _figure(name: str, value: float) -> str:
-    plain = name == "loss" or (value > 1 and name not in SHARES)
+def _figure(name: str, value: float, errors: Sequence[str]) -> str:
+    plain = name in ("loss", *errors) or (value > 1 and name not in SHARES)
     return f"{name} {value:.4f}" if plain else f"{name} {value:.2%}"
 
 
-def print_figures(figures: dict[str, float]) -> None:
-    """Averages over held-out data."""
+def print_figures(figures: dict[str, float], errors: Sequence[str] = ()) -> None:
+    """Averages over held-out data; `errors` are those that are no shares."""
     for name, value in figures.items():
-        terminal().print(_figure(name, value))
+        terminal().print(_figure(name, value, errors))
 
 
-def print_result(keep: str, held_out: bool, result: Any) -> None:
+def print_result(keep: str, held_out: bool, result: Any, errors: Sequence[str] = ()) -> None:
     """Where a run ended: the figure it was kept for, and its checkpoints."""
     state = result.state
     if state.best is not None:
         what = "held-out" if held_out else "training"
-        terminal().print(f"best {what} {escape(_figure(keep, state.best))} "
+        terminal().print(f"best {what} {escape(_figure(keep, state.best, errors))} "
                          f"in epoch {state.best_epoch}")
     terminal().print(f"checkpoint {escape(str(result.kept))}")
 

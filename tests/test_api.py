@@ -469,3 +469,25 @@ recipe fit for M {{
 }}
 """)
     assert file.recipe("fit").job().weigh == weigh
+
+
+def test_metrics_that_are_errors_are_kept_where_they_are_least():
+    # "best" of an error was its largest value, and 0.3 degrees were shown as 30 %.
+    text = """model M {
+  input x: f32[B, 4]
+  output y = x -> linear(1)
+}
+
+recipe fit for M {
+  data train = arrays("x.npz", x="x", t="t")
+  target t: f32[B, 1]
+  loss         = mse(y, t)
+  metric off   = l1(y * 2.0, t * 2.0)
+  metric right = mean(cast(y > t, dtype="f32"))
+  optimizer    = sgd(lr=0.1)
+  keep         = best(KEPT)
+}
+"""
+    training = lamina.loads(text.replace("KEPT", "off")).recipe()
+    assert training.errors == ("off",) and not training.job().keep.larger
+    assert lamina.loads(text.replace("KEPT", "right")).recipe().job().keep.larger

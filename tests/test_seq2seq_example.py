@@ -1,4 +1,4 @@
-"""The language page's seq2seq model as it stands, with a recipe: it trains and then writes by itself."""
+"""The language page's seq2seq model as it stands, with a recipe: it trains, then writes."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_it_trains_and_writes(target, tmp_path, monkeypatch):
     run("train", "turn.lam", "--out", "run")
     texts = [part for word in WORDS for part in ("--text", f"src={word}")]
     for policy in ((), ("--beam", "3")):
-        found = json.loads(run("predict", "turn.lam", "--weights", "run", *texts, "--json", *policy))
-        said = [one["text"] for one in found]
+        found = run("predict", "turn.lam", "--weights", "run", *texts, "--json", *policy)
+        said = [one["text"] for one in json.loads(found)]
         assert sum(a == word[::-1] for a, word in zip(said, WORDS, strict=True)) >= 10, said
     assert "token errors" in run("eval", "turn.lam", "--weights", "run")

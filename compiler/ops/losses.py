@@ -7,6 +7,7 @@ from lamina.compiler.ir.types import shape_text
 from lamina.compiler.ops.define import composite, normalize_axis
 
 LABELS = ("i32", "i64")
+ERRORS = ("cross_entropy", "mse", "l1", "huber", "binary_cross_entropy", "focal", "dice")
 
 
 def _check_labels(m, name: str, logits, label, axis: int) -> int:

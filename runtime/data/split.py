@@ -49,8 +49,11 @@ class Subset:
         return self.source.read(self.chosen[indices])
 
     def column(self, field: str) -> np.ndarray:
-        """A field of whole numbers for all chosen examples."""
-        return self.source.column(field)[self.chosen]
+        """A field of whole numbers for all chosen examples; of texts every number."""
+        column, lengths = self.source.column(field), self.source.lengths(field)
+        if lengths is None:
+            return column[self.chosen]
+        return column[np.repeat(np.isin(np.arange(len(lengths)), self.chosen), lengths)]
 
     def lengths(self, field: str) -> np.ndarray | None:
         """How long each chosen example is."""

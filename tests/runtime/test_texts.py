@@ -416,6 +416,8 @@ def test_long_examples_are_left_out_and_told(write, tmp_path):
     make = stage("tsv", "a.tsv", src="chars", tgt="words")
     data = open_at(tmp_path, make, stage("longest", 5))
     assert [len(row) for row in rows(data, "src")] == [4, 5, 2, 2]
+    # Unknown tokens are counted over what is left, not over as many tokens as there are examples.
+    assert data.source.column("src").tolist() == np.concatenate(rows(data, "src")).tolist()
     assert data.notes == ("left out: 1 of 5 examples, longer than 5 tokens",)
     assert data.source.name(3) == f"line 4 of {tmp_path / 'a.tsv'}"
     assert not open_at(tmp_path, make, stage("longest", 50)).notes
