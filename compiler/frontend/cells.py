@@ -15,7 +15,7 @@ from lamina.compiler.frontend import shapes
 from lamina.compiler.frontend.context import Context
 from lamina.compiler.frontend.decoding import Ending, can_choose, divide
 from lamina.compiler.frontend.parameters import Body, parameter_key
-from lamina.compiler.frontend.steps import State, Step, dependents, entry
+from lamina.compiler.frontend.steps import State, Step, dependents, entry, leaves
 from lamina.compiler.frontend.values import (
     BROKEN,
     Binding,
@@ -36,7 +36,7 @@ from lamina.compiler.ir.types import (
     is_ragged,
     shape_text,
 )
-from lamina.compiler.ops.control import FREE, SCAN, make_body
+from lamina.compiler.ops.control import SCAN, make_body
 from lamina.compiler.syntax import ast
 
 
@@ -361,18 +361,5 @@ def cut_out(builder: Builder, name: str, entries: list[Value], results: list[Val
 
     Its inputs are x0, x1 ...: the entries, then what it reads.
     """
-    depends = dependents(builder, entries)
-    captured: dict[Value, None] = {}
-    todo, seen = list(results), set()
-    while todo:
-        value = todo.pop()
-        node = builder.node(value)
-        if value in seen:
-            continue
-        seen.add(value)
-        if value.node in depends:
-            todo += reversed(node.inputs)
-        elif node.op.name not in FREE:
-            captured[value] = None
-    order = sorted(captured)
+    order = leaves(builder, results, dependents(builder, entries))
     return make_body(builder, name, [*entries, *order], results), order

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamina.compiler.frontend.steps import Choice, Step, dependents
+from lamina.compiler.frontend.steps import Choice, Step, dependents, leaves
 from lamina.compiler.frontend.values import Tensor
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Value
 from lamina.compiler.ir.types import Dim, TensorType
-from lamina.compiler.ops.control import FREE, make_body
+from lamina.compiler.ops.control import make_body
 from lamina.compiler.ops.define import REGISTRY
 
 CHOSEN = "chosen"  # in place of a graph's output: the chosen token
@@ -74,12 +74,12 @@ def divide(ev: Any, step: Step, sequences: Sequence[tuple[Tensor, Tensor]], afte
     late = dependents(builder, [gold])
     rest = list(dict.fromkeys(v for v in values if v.node in late and v != gold))
     known = _weights_only(builder)
-    read = _leaves(builder, rest, late, known)
+    read = leaves(builder, rest, late - {gold.node}, known)
     now = list(dict.fromkeys([choice.logits.value, *(v for v in values if v.node not in late),
                               *(v for v in read if v != gold)]))
     entries = [state.entry.value for state in step.states]
-    changing = dependents(builder, entries)
-    fixed = [v for v in _leaves(builder, now, changing, known) if v not in entries]
+    changing = dependents(builder, entries) - {value.node for value in entries}
+    fixed = [v for v in leaves(builder, now, changing, known) if v not in entries]
     name = {v: f"y{i}" for i, v in enumerate(now)} | {v: f"z{i}" for i, v in enumerate(rest)}
     name[gold] = CHOSEN
     (batch,) = choice.gold.shape
@@ -165,26 +165,6 @@ def _weights_only(builder: Builder) -> set[int]:
     open = [Value(key) for key in range(builder.count)
             if builder.node(Value(key)).op.name in ("input", "entry")]
     return set(range(builder.count)) - dependents(builder, open)
-
-
-def _leaves(builder: Builder, results: Sequence[Value], inside: set[int], known: set[int]
-            ) -> list[Value]:
-    """What a part reads that computes `results` by nodes of `inside` and of weights alone."""
-    found: dict[Value, None] = {}
-    todo, seen = list(results), set()
-    while todo:
-        value = todo.pop()
-        node = builder.node(value)
-        if value in seen:
-            continue
-        seen.add(value)
-        if value.node in known or node.op.name in FREE:
-            continue
-        if value.node in inside and node.op.name != "entry":
-            todo += node.inputs
-        else:
-            found[value] = None
-    return sorted(found)
 
 
 def _axis(type: TensorType, size: Dim) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from lamina.compiler.frontend.values import Tensor
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Value
 from lamina.compiler.ir.types import TensorType
+from lamina.compiler.ops.control import FREE
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.syntax import ast
 
@@ -64,3 +65,24 @@ def dependents(builder: Builder, values: Iterable[Value]) -> set[int]:
         if any(value.node in found for value in builder.node(Value(key)).inputs):
             found.add(key)
     return found
+
+
+def leaves(builder: Builder, results: Iterable[Value], inside: Set[int],
+           weights: Set[int] = frozenset()) -> list[Value]:
+    """What a body reads that computes `results` by the nodes `inside`, in order.
+
+    Nodes of `weights` and what is cheap enough are made within it, whatever they are made of.
+    """
+    found: set[Value] = set()
+    todo, seen = list(results), set()
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = builder.node(value)
+        if value.node in inside:
+            todo += node.inputs
+        elif value.node not in weights and node.op.name not in FREE:
+            found.add(value)
+    return sorted(found)
