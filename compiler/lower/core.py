@@ -11,15 +11,15 @@ from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import TensorType, symbols_of, to_size
 from lamina.compiler.lower import views
-from lamina.compiler.lower.emit_cpu import (
-    Emitted,
+from lamina.compiler.lower.emit_cpu import emit_loops
+from lamina.compiler.lower.kernel_text import Emitted
+from lamina.compiler.lower.loops import LoopProgram, build_loops
+from lamina.compiler.lower.reductions import (
     chunk_count,
     emit_combine,
-    emit_loops,
     kept_size,
     partial_size,
 )
-from lamina.compiler.lower.loops import LoopProgram, build_loops
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
 from lamina.runtime.program import Buffer, Kernel, Loop, Size, Step
