@@ -19,6 +19,7 @@ from lamina.compiler.frontend.steps import State, Step, dependents, entry, leave
 from lamina.compiler.frontend.values import (
     BROKEN,
     Binding,
+    Layer,
     Result,
     Scanned,
     Scans,
@@ -139,7 +140,7 @@ def axis_of(tensor: Tensor, length: Dim) -> int | None:
 
 def run_scan(ev: Any, body: ast.Scan, piped: list[Any], path: str) -> Any:
     """The result of `scan Cell(...) over T`: what all steps hand out, and the final states."""
-    cell = ev.eval(body.cell.func)
+    home, cell, call = _cell_of(ev, body)
     length = ev.eval(body.dim)
     if cell is BROKEN or length is BROKEN:
         return BROKEN
@@ -156,9 +157,32 @@ def run_scan(ev: Any, body: ast.Scan, piped: list[Any], path: str) -> Any:
     ctx = ev.ctx
     outer, ctx.step = ctx.step, Step(path, given)
     try:
-        return _built(ev, body, cell, sequences, length, ctx.step)
+        return _built(ev, body, (home, cell, call), sequences, length, ctx.step)
     finally:
         ctx.step = outer
+
+
+def _cell_of(ev: Any, body: ast.Scan) -> tuple[Any, Any, ast.Call | None]:
+    """The cell that a scan runs, its settings, and where these are evaluated.
+
+    A name may stand for a cell with its settings, as `shared step = Cell(8)` does.
+    """
+    found = ev.eval(body.cell.func)
+    if not isinstance(found, Layer):
+        return ev, found, body.cell
+    given = found.call
+    if isinstance(given, ast.Flow) and given.source is None and len(given.stages) == 1:
+        given = given.stages[0].body
+    if not isinstance(given, ast.Call | ast.Name):
+        return ev, found, body.cell
+    if body.cell.args or body.cell.kwargs:
+        name = body.cell.func.span.text
+        ev.error("E405", f"`{name}` already has its settings", body.cell.span,
+                 help="leave out the arguments")
+        return ev, BROKEN, None
+    home = ev.made(ev.ctx, found.instance, found.scope, found.path, {})
+    call = given if isinstance(given, ast.Call) else None
+    return home, home.eval(call.func if call else given), call
 
 
 def _sequences(ev: Any, body: ast.Scan, piped: list[Any], length: Dim) -> Any:
@@ -190,9 +214,9 @@ def _bindings(ev: Any, body: ast.Scan) -> Any:
     return given
 
 
-def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int]], length: Dim,
-           step: Step) -> Any:
-    ctx = ev.ctx
+def _built(ev: Any, body: ast.Scan, ran: tuple[Any, Any, ast.Call | None],
+           sequences: list[tuple[Tensor, int]], length: Dim, step: Step) -> Any:
+    ctx, (home, cell, call) = ev.ctx, ran
     m, stacked, entries = ctx.m, [], []
     with ctx.builder.at(body.span, step.path):
         for tensor, axis in sequences:
@@ -201,7 +225,7 @@ def _built(ev: Any, body: ast.Scan, cell: Any, sequences: list[tuple[Tensor, int
             origins = tuple(tensor.origins[a] for a in others) if tensor.origins else ()
             shape = tuple(tensor.shape[a] for a in others)
             entries.append(entry(ctx, TensorType(shape, tensor.type.dtype), origins))
-    result = ctx.instantiate(ev, cell, body.cell, list(entries), step.path, body.cell.span)
+    result = ctx.instantiate(home, cell, call, list(entries), step.path, body.cell.span)
     if result is BROKEN or not _complete(ev, body, step):
         return BROKEN
     outputs = dict(result.outputs) if isinstance(result, Result) else {"": result}

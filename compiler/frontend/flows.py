@@ -62,6 +62,7 @@ class Flows(Calls):
         elif isinstance(body, ast.Scan):
             if self._claimed(stage, path):
                 return BROKEN
+            path = self._scan_path(body, path)
             result = self.ctx.scan(self, body, _piped(value), path)
         elif self._claimed(stage, path):
             return BROKEN
@@ -71,6 +72,13 @@ class Flows(Calls):
             self._row(path, type(body).__name__.lower(), result, body.span,
                       isinstance(body, ast.Scan))
         return result
+
+    def _scan_path(self, body: ast.Scan, path: str) -> str:
+        """Where the parameters of a scan's cell live: a shared cell has a path of its own."""
+        binding = self.scope.find(body.cell.func.id) if isinstance(body.cell.func, ast.Name) \
+            else None
+        layer = binding.value if binding is not None else None
+        return layer.path if isinstance(layer, Layer) and layer.shared else path
 
     def _claimed(self, stage: ast.Stage, path: str) -> bool:
         """Report two stages of one label: they would share their weights unsaid."""

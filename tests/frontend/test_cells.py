@@ -271,3 +271,38 @@ def test_mistakes(cell, line, message, help):
         lamina.loads(text).M().graph  # noqa: B018
     first = caught.value.diagnostics[0]
     assert message in first.message and help in (first.help or ""), (first.message, first.help)
+
+
+SHARED = LSTM + """block Reader(step: layer) {
+  input x: [B, T, D]
+  output y = x -> scan step over T
+}
+
+model M {
+  input x: f32[B, T, 4]
+  input y: f32[B, U, 4]
+  shared step = LSTM(3)
+  a = x -> one: scan step over T
+  b = y -> two: scan step over U reverse
+  output a, b, c = x -> own: Reader(LSTM(2))
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["numpy", "cpu"])
+def test_a_shared_cell_runs_over_several_sequences(target):
+    # One set of weights for both scans, under the name of the shared layer; a block may be given
+    # the cell that it runs, with weights of its own.
+    x, y = rows(2, 5, 4), rows(2, 3, 4)
+    found, weights = run(SHARED, target, x=x, y=y)
+    assert set(weights) == {"step.W", "step.b", "own.scan.W", "own.scan.b"}
+    w, b, zero = weights["step.W"], weights["step.b"], np.zeros((2, 3), np.float32)
+    assert np.abs(found["a"] - lstm(x, w, b, zero, zero)[0]).max() < 1e-5
+    assert np.abs(found["b"][:, ::-1] - lstm(y[:, ::-1], w, b, zero, zero)[0]).max() < 1e-5
+    assert found["c"].shape == (2, 5, 2)
+
+
+def test_a_shared_cell_has_its_settings():
+    with pytest.raises(CompileError) as error:
+        lamina.loads(SHARED.replace("scan step over U", "scan step(4) over U")).M().init(0)
+    assert error.value.diagnostics[0].code == "E405"
