@@ -284,6 +284,7 @@ class Run:
         self.graph = graph
         self.runner = make_runner(graph, options)
         self.limits = index_limits(graph)
+        self.shapes = {name: _sizes(graph.type(value)) for name, value in graph.inputs.items()}
 
     def __call__(self, weights: Mapping[str, np.ndarray], **inputs: Any) -> dict[str, np.ndarray]:
         """Outputs by name. Raises ValueError or KeyError for what does not fit.
@@ -302,8 +303,7 @@ class Run:
     def run(self, inputs: Mapping[str, Any], bindings: Mapping[str, int] | None = None
             ) -> dict[str, np.ndarray]:
         """Outputs by name with the weights taken last; `bindings` are sizes that no input tells."""
-        shapes = {name: _sizes(self.graph.type(value)) for name, value in self.graph.inputs.items()}
-        typed = pad_inputs(shapes, inputs)
+        typed = pad_inputs(self.shapes, inputs)
         _require_inputs(self.graph, typed)
         typed = {name: _as_index(name, value, self.graph, self.limits.get(name, 0))
                  for name, value in typed.items()}

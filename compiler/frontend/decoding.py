@@ -19,6 +19,7 @@ from lamina.compiler.ir.graph import Graph, Value
 from lamina.compiler.ir.types import Dim, TensorType
 from lamina.compiler.ops.control import make_body
 from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.ops.ragged import LENGTHS
 
 CHOSEN = "chosen"  # in place of a graph's output: the chosen token
 DECODED, FINAL = "decoded:", "final:"  # inputs of what comes after the last step
@@ -96,7 +97,7 @@ def divide(ev: Any, step: Step, sequences: Sequence[tuple[Tensor, Tensor]], afte
         tuple(min(place, len(tensor.shape)) for tensor in outputs.values()),
         name[ending.condition.value] if ending.condition else "",
         tuple(_axis(builder.type(value), batch) for value in fixed),
-        ending.limit, source.attributes.get("name", ""), str(length).removesuffix("~"),
+        ending.limit, source.attributes.get("name", ""), str(length).removesuffix(LENGTHS),
         "" if isinstance(batch, int) else str(batch))
     handed = {}
     for key, tensor in outputs.items():

@@ -26,9 +26,7 @@ from lamina.compiler.ir.types import (
     symbols_of,
 )
 from lamina.compiler.ops.define import REGISTRY, GraphMath, Var, normalize_axes
-from lamina.compiler.ops.ragged import unruled
-
-SUFFIX = "~"  # the input with the lengths of S is named S~
+from lamina.compiler.ops.ragged import LENGTHS, unruled
 
 
 class RaggedMath(GraphMath):
@@ -53,13 +51,15 @@ class RaggedMath(GraphMath):
                 raise OpError("E418", f"the first axis of {shape_text(type.shape)} counts the "
                               f"examples, and cannot be `{symbol.name}~` long in each",
                               f"write `[B, {symbol.name}~]`")
-            attrs = {"name": symbol.name + SUFFIX, "shape": type.shape[:1], "dtype": "i32"}
+            attrs = {"name": symbol.name + LENGTHS, "shape": type.shape[:1], "dtype": "i32"}
             self._lengths[symbol.name] = self.lift(self.builder.emit(REGISTRY["input"], (), attrs))
 
     # --- operators ------------------------------------------------------------------------------
 
     def apply(self, op: Op, operands: tuple, attrs: Mapping[str, Any]) -> Var:
         """Emit `op`, or what stands for it where sizes are ragged."""
+        if not self._lengths:
+            return Var(self, self.plain.apply(op, operands, attrs).value)
         dtype = next((x.dtype for x in reversed(operands) if isinstance(x, Var)), "f32")
         values = tuple(self.lift(x, dtype) for x in operands)
         if not any(is_ragged(x.type) for x in values) and not is_ragged(attrs.get("shape", ())):

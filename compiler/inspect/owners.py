@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ops.control import FREE
+from lamina.compiler.ops.ragged import LENGTHS
 
 # Another look at the same memory: nothing is computed.
 SHARING = ("reshape", "flatten", "squeeze", "expand_dims", "transpose", "slice", "reverse",
@@ -43,7 +44,7 @@ def ends_of(graph: Graph) -> set[int]:
     found: set[int] = set()
     for node in graph.nodes:
         if node.op.name == "input":
-            given = str(node.attributes["name"]).endswith("~")
+            given = str(node.attributes["name"]).endswith(LENGTHS)
         else:
             given = any(value.node in found for value in node.inputs) and all(
                 value.node in found or graph.node(value).op.name in FREE for value in node.inputs)

@@ -16,6 +16,7 @@ from lamina.compiler.ir.op import Op, OpError
 from lamina.compiler.ir.types import is_ragged, product, shape_text
 from lamina.compiler.ops.define import Rule
 
+LENGTHS = "~"  # the input with the lengths of S is named S~
 LEAST = -3.0e38  # a finite number below all scores: exp(LEAST - LEAST) is no NaN
 
 
