@@ -57,8 +57,8 @@ class Kernel:
 class Step:
     """One call of a kernel. `args` become the int64 block that the kernel reads, in order.
 
-    Each argument is ("buffer", index) or ("kernel", index) for an address, or ("size", Size) for
-    an integer.
+    Each argument is ("buffer", index) or ("kernel", index) for an address, ("place", (index,
+    Size)) for one that lies Size bytes behind a buffer's start, or ("size", Size) for an integer.
     `work` estimates elementary operations; a step with little work runs on one thread.
     `label` says for people which nodes it computes.
     """

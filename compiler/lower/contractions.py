@@ -24,7 +24,7 @@ from lamina.compiler.lower.templates.text import (
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
-from lamina.runtime.program import Size
+from lamina.runtime.program import ITEM_BYTES, Size
 
 UNPACKED_COLUMNS = 256  # a row-major operand wider than this is packed, to spare the TLB
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
@@ -107,11 +107,20 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
             args.append(("kernel", low.kernel(template.finish)))
             continue
         value = values["y0" if name == "claim" else name]
-        if isinstance(value, (View, _Memory)):
+        if isinstance(value, View):
+            args.append(_address(value))
+        elif isinstance(value, _Memory):
             args.append(("buffer", value.buffer))
         else:
             args.append(("size", value.size if isinstance(value, _Count) else to_size(value)))
     low.call(template.source, args, work, what)
+
+
+def _address(view: View) -> tuple[str, Size]:
+    """Where a view begins, as an argument."""
+    if view.offset == 0:
+        return "buffer", view.buffer
+    return "place", (view.buffer, to_size(view.offset * ITEM_BYTES[view.dtype]))
 
 
 def _effort(macs: Dim) -> Size:
@@ -154,8 +163,7 @@ def _matmul(low: Lowering, finish: Finish) -> None:
     b = _batched(low, low.view(finish.operands[1]), out)
     batch, rows, columns, depth = product(out[:-2]), out[-2], out[-1], a.shape[-1]
     tile = _tile(low, columns)
-    direct = b.strides[2] == 1 and b.offset == 0 and isinstance(columns, int) and \
-        columns <= UNPACKED_COLUMNS
+    direct = b.strides[2] == 1 and isinstance(columns, int) and columns <= UNPACKED_COLUMNS
     if direct:
         where: Values = {"b": b, "b_batch": b.strides[0], "b_panel": tile.nr,
                                     "b_k": b.strides[1]}
@@ -175,7 +183,7 @@ def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,
     groups = 1 if b.strides[0] == 0 else batch
     floats = _panels(columns, tile) * depth * tile.nr
     packed = low.fresh(TensorType((groups * floats,)), "packed operand")
-    values = {"source": b, "packed": packed, "base": b.offset, "groups": groups,
+    values = {"source": b, "packed": packed, "groups": groups,
               "columns": columns, "n0": 1, "n1": 1, "n2": depth, "s_group": b.strides[0],
               "s_column": b.strides[2], "s0": 0, "s1": 0, "s2": b.strides[1]}
     with low.once(b, packed):
@@ -192,10 +200,10 @@ def _batched(low: Lowering, view: View, out: tuple[Dim, ...]) -> View:
                                     strides=(0, *wide.strides[-2:]))
     else:
         flat = views.reshape(wide, (product(out[:-2]), *wide.shape[-2:]))
-    if flat is None or (flat.offset != 0 and flat.strides[2] != 1):
+    if flat is None:
         flat = views.reshape(low.copy(wide), (product(out[:-2]), *wide.shape[-2:]))
         assert flat is not None
-    return low.at_start(flat)
+    return flat
 
 
 # --- convolutions -------------------------------------------------------------------------------
@@ -232,7 +240,7 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
     floats = groups * _panels(each, tile) * product((c, kh, kw)) * tile.nr
     packed = low.fresh(TensorType((floats,)), "packed weights")
     s_out, s_in, s_h, s_w = w.strides
-    values = {"source": w, "packed": packed, "base": w.offset, "groups": groups,
+    values = {"source": w, "packed": packed, "groups": groups,
               "columns": each, "n0": kh, "n1": kw, "n2": c, "s_group": each * s_out,
               "s_column": s_out, "s0": s_h, "s1": s_w, "s2": s_in}
     with low.once(w, packed):
@@ -241,12 +249,12 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
 
 
 def _channels_inner(low: Lowering, x: View) -> View:
-    """An image whose channels are neighbours, from a buffer's start."""
+    """An image whose channels are neighbours."""
     if x.strides[3] != 1 and x.shape[3] != 1:
         return low.copy(x)
     if x.shape[3] == 1:
         x = replace(x, strides=(*x.strides[:3], 1))
-    return low.at_start(x)
+    return x
 
 
 def _weight_gradient(low: Lowering, node: Node) -> None:

@@ -124,16 +124,12 @@ class Lowering:
         return self.view_of[value]
 
     def dense(self, value: Value) -> View:
-        """Where a value lies in row-major order from a buffer's start; copied there if needed."""
+        """Where a value lies in row-major order without gaps; copied if needed."""
         return self.dense_view(self.view(value))
 
     def dense_view(self, view: View) -> View:
-        """The view itself where it is dense, else a dense copy."""
-        return view if view.is_dense else self.copy(view)
-
-    def at_start(self, view: View) -> View:
-        """The view itself where it begins at its buffer's start, else a dense copy."""
-        return view if view.offset == 0 else self.copy(view)
+        """The view itself where it has no gaps, else a dense copy."""
+        return view if view.is_packed else self.copy(view)
 
     def copy(self, source: View, target: View | None = None) -> View:
         """Copy elements to new dense memory, or to `target`."""

@@ -240,7 +240,8 @@ def _finish_outputs(low: Lowering) -> None:
             if low.buffers[source.buffer].kind == "param":  # it may be overwritten meanwhile
                 source = low.copy(source)
             updates.append((source, target))
-        elif low.buffers[source.buffer].key != name or not source.is_dense:
+        elif low.buffers[source.buffer].key != name or source.offset != 0 or \
+                not source.is_packed:
             low.copy(source, _output_buffer(low, name, low.graph.type(value)))
     for source, target in updates:
         low.copy(source, target)
@@ -253,7 +254,8 @@ def _with_lifetimes(buffers: list[Buffer], steps: list[Step], loops: list[Loop]
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
         for kind, number in step.args:
-            if kind == "buffer":
+            if kind in ("buffer", "place"):
+                number = number if kind == "buffer" else number[0]
                 first.setdefault(number, index)
                 last[number] = index
     for loop in loops:  # inner ones come first

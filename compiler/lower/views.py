@@ -21,13 +21,8 @@ class View:
     dtype: str = "f32"
 
     @property
-    def is_dense(self) -> bool:
-        """Whether elements lie in row-major order without gaps, from the buffer's start."""
-        return self.offset == 0 and self.is_packed
-
-    @property
     def is_packed(self) -> bool:
-        """Whether elements lie in row-major order without gaps, at any offset."""
+        """Whether elements lie in row-major order without gaps."""
         wanted = row_major(self.shape)
         return all(n == 1 or a == b
                    for n, a, b in zip(self.shape, self.strides, wanted, strict=True))

@@ -299,8 +299,8 @@ class Executor:
         starts = [self._memory(ready, root).ctypes.data for root in ready.plan.roots]
         places = {"buffer": starts, "kernel": self._kernels}
         ready.blocks = [
-            np.array([places[kind][v] if kind in places else v for kind, v in arguments] or [0],
-                     np.int64)
+            np.array([places[kind][number] + more if kind in places else more
+                      for kind, number, more in arguments] or [0], np.int64)
             for arguments in ready.plan.arguments
         ]
         ready.table = self._table_of(ready, 0, len(self.program.steps) - 1)

@@ -23,6 +23,10 @@ DTYPES = {
 }
 
 
+# What a step is given: ("size", -, value), or ("buffer" or "kernel", number, bytes behind it).
+Argument = tuple[str, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Sizes and offsets under fixed bindings; offsets are within the kind's own memory.
@@ -38,7 +42,7 @@ class Plan:
     lives: tuple[tuple[int, int], ...]
     offsets: Mapping[int, int]
     arena_bytes: int
-    arguments: tuple[tuple[tuple[str, int], ...], ...]  # per step: kind and number, or value
+    arguments: tuple[tuple[Argument, ...], ...]  # of each step
     single: tuple[bool, ...]
     advances: tuple[tuple[tuple[int, int, int], ...], ...]  # per step: argument, loop, change
     rounds: tuple[int, ...]  # of each loop
@@ -91,13 +95,13 @@ def _advances(program: Program, index: int, begin: Mapping[str, int]
     found = []
     around = [k for k, loop in enumerate(program.loops) if loop.first <= index <= loop.last]
     for slot, (kind, size) in enumerate(program.steps[index].args if around else ()):
-        if kind != "size" or isinstance(size, int):
+        if kind not in ("size", "place"):
             continue
         for k in around:
             loop = program.loops[k]
             step = -1 if loop.backwards else 1
             moved = {**begin, loop.symbol: begin[loop.symbol] + step}
-            change = evaluate(size, moved) - evaluate(size, begin)
+            change = _argument(kind, size, moved)[2] - _argument(kind, size, begin)[2]
             if change:
                 found.append((slot, k, change))
     return tuple(found)
@@ -124,8 +128,12 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _argument(kind: str, value, bindings: Mapping[str, int]) -> tuple[str, int]:
-    return kind, evaluate(value, bindings) if kind == "size" else value
+def _argument(kind: str, value, bindings: Mapping[str, int]) -> Argument:
+    if kind == "size":
+        return kind, -1, evaluate(value, bindings)
+    if kind == "place":
+        return "buffer", value[0], evaluate(value[1], bindings)
+    return kind, value, 0
 
 
 def _roots(buffers: Sequence[Buffer]) -> tuple[int, ...]:

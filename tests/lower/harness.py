@@ -16,7 +16,7 @@ NAMES = {
 
 
 def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
-    """Run (template, {argument: buffer name or int}) one after another.
+    """Run (template, {argument: buffer name, (buffer name, bytes behind its start), or int}).
 
     `inputs`: name to array; `outputs`: name to (dtype, shape), all returned. The name "scratch"
     stands for the template's scratch memory.
@@ -43,7 +43,9 @@ def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
             kernels.append(Kernel(f"f{number}", template.finish))
         args = tuple(
             ("kernel", len(kernels) - 1) if a == "finish" else
-            ("buffer", index[values[a]]) if isinstance(values[a], str) else ("size", int(values[a]))
+            ("buffer", index[values[a]]) if isinstance(values[a], str) else
+            ("place", (index[values[a][0]], values[a][1])) if isinstance(values[a], tuple) else
+            ("size", int(values[a]))
             for a in template.arguments
         )
         steps.append(Step(kernel, args, 1 << 40))

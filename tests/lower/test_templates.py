@@ -49,7 +49,6 @@ def packing(tile, k, n, s_k, s_n):
     return contract.pack(tile), {
         "source": "b",
         "packed": "packed",
-        "base": 0,
         "groups": 1,
         "columns": n,
         "n0": 1,
@@ -299,7 +298,6 @@ def test_convolution_and_gradients(case, tile, kernel_cache):
             {
                 "source": "w",
                 "packed": "wp",
-                "base": 0,
                 "groups": groups,
                 "columns": k,
                 "n0": kh,
@@ -333,9 +331,8 @@ def test_convolution_and_gradients(case, tile, kernel_cache):
         (
             contract.pack(tile),
             {
-                "source": "w",
+                "source": ("w", 4 * (kh * kw - 1)),
                 "packed": "wr",
-                "base": kh * kw - 1,
                 "groups": groups,
                 "columns": c,
                 "n0": kh,

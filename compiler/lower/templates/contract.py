@@ -33,14 +33,13 @@ PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum
 def pack(tile: Tile) -> Template:
     """Gather a weight operand into zero-padded panels.
 
-    packed[g][panel][i0][i1][i2][j] = source[base + g * s_group + (panel * nr + j) * s_column
-    + i0 * s0 + i1 * s1 + i2 * s2], strides in floats, possibly negative.
+    packed[g][panel][i0][i1][i2][j] = source[g * s_group + (panel * nr + j) * s_column + i0 * s0
+    + i1 * s1 + i2 * s2], strides in floats, possibly negative.
     `packed` has groups * ceil(columns / nr) * n0 * n1 * n2 * nr floats.
     """
     arguments = (
         "source",
         "packed",
-        "base",
         "groups",
         "columns",
         "n0",
@@ -63,7 +62,7 @@ def pack(tile: Tile) -> Template:
         i0 = q // n1 % n0
         panel = q // (n1 * n0) % panels
         group = q // (n1 * n0 * panels)
-        start = base + group * s_group + panel * {nr} * s_column + i0 * s0 + i1 * s1
+        start = group * s_group + panel * {nr} * s_column + i0 * s0 + i1 * s1
         width = min(i64({nr}), columns - panel * {nr})
         out = q * n2 * {nr}
         if width == {nr} and s_column == 1:
