@@ -106,7 +106,7 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
         if name == "finish":
             args.append(("kernel", low.kernel(template.finish)))
             continue
-        value = values["y0" if name == "claim" else name]
+        value = values[{"claim": "y0", "fetch": template.fetch}.get(name, name)]
         if isinstance(value, View):
             args.append(_address(value))
         elif isinstance(value, _Memory):

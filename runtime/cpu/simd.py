@@ -20,6 +20,7 @@ Kernel texts import names from here and nothing else:
     exp, log, tanh, sigmoid, erf, sqrt, rsqrt, pow, sin, cos, log1p, expm1, floor
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
+    part_6x2_8(high, ...) and its relatives     the first `high` of its rows, see `_part`
     listed_6x2_8(...) and its relatives         the same over listed places, see `_listed`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
     fetch_line(address), claim_line(address)    a cache line that will be read or written soon
@@ -662,18 +663,7 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
     """
 
     def generate(context, b, signature, args):
-        rows, n0, n1, n2, a0, a1, a2, weights, b0, b1, b2, c, stride, accumulate = args
-        tile = _Tile(b, (mr, nv, width), lanes, rows, weights)
-
-        def middle(values):
-            _Loop(b, n2, values).run([a2, b2], lambda inner: tile.step(*inner))
-
-        def outer(values):
-            _Loop(b, n1, values).run([a1, b1], middle)
-
-        start = ir.Constant(I64, 0)
-        _Loop(b, n0, [start, start]).run([a0, b0], outer)
-        tile.finish(c, stride, accumulate)
+        _reduce_over(b, (mr, nv, width), lanes, args)
         return context.get_dummy_value()
 
     @intrinsic
@@ -681,6 +671,53 @@ def _tile(mr: int, nv: int, width: int, lanes: bool):
         return types.void(*[types.int64] * 13, types.boolean), generate
 
     return tile
+
+
+def _reduce_over(b: ir.IRBuilder, shape: tuple[int, int, int], lanes: bool, args) -> None:
+    """Emit the loops of a tile (see `_tile`) of mr rows by nv vectors of width."""
+    rows, n0, n1, n2, a0, a1, a2, weights, b0, b1, b2, c, stride, accumulate = args
+    tile = _Tile(b, shape, lanes, rows, weights)
+
+    def middle(values):
+        _Loop(b, n2, values).run([a2, b2], lambda inner: tile.step(*inner))
+
+    def outer(values):
+        _Loop(b, n1, values).run([a1, b1], middle)
+
+    start = ir.Constant(I64, 0)
+    _Loop(b, n0, [start, start]).run([a0, b0], outer)
+    tile.finish(c, stride, accumulate)
+
+
+def _part(heights: tuple[int, ...], nv: int, width: int):
+    """part(high, rows, n0 ...): the tile of as many rows, or of the next greater of `heights`.
+
+    So few rows need less than a whole tile's time. `heights` fall; every result has the same bits
+    in all of them.
+    """
+
+    def generate(context, b, signature, args):
+        high, *rest = args
+
+        def choose(fit: tuple[int, ...]) -> None:
+            if len(fit) == 1:
+                _reduce_over(b, (fit[0], nv, width), False, rest)
+                return
+            above = b.icmp_signed(">", high, ir.Constant(I64, fit[1]))
+            with b.if_else(above) as (this, lower):
+                with this:
+                    _reduce_over(b, (fit[0], nv, width), False, rest)
+                with lower:
+                    choose(fit[1:])
+
+        choose(heights)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def part(_, high, rows, n0, n1, n2, a0, a1, a2, b, b0, b1, b2, c, stride, accumulate):
+        return types.void(*[types.int64] * 14, types.boolean), generate
+
+    return part
 
 
 def _listed(mr: int, nv: int, width: int):
@@ -713,6 +750,9 @@ def _listed(mr: int, nv: int, width: int):
 tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
 tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
 tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
+part_6x2_4, part_8x1_4 = _part((6, 4), 2, 4), _part((8, 4), 1, 4)
+part_6x2_8, part_8x1_8 = _part((6, 4), 2, 8), _part((8, 4), 1, 8)
+part_14x2_16, part_16x1_16 = _part((14, 11, 8, 4), 2, 16), _part((16, 8, 4), 1, 16)
 listed_6x2_4, listed_8x1_4 = _listed(6, 2, 4), _listed(8, 1, 4)
 listed_6x2_8, listed_8x1_8 = _listed(6, 2, 8), _listed(8, 1, 8)
 listed_14x2_16, listed_16x1_16 = _listed(14, 2, 16), _listed(16, 1, 16)

@@ -39,7 +39,8 @@ def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
         kernels.append(Kernel(f"k{number}", template.source))
         kernel = len(kernels) - 1
         if template.finish:
-            values = {**values, "claim": values["y0"]}
+            values = {**values, "claim": values["y0"],
+                      "fetch": values[template.fetch]}
             kernels.append(Kernel(f"f{number}", template.finish))
         args = tuple(
             ("kernel", len(kernels) - 1) if a == "finish" else

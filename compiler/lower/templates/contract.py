@@ -6,6 +6,7 @@ Packed weights are panels of `nr` columns: [group][panel][n0][n1][n2][nr], zero 
 from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
+    LINE,
     NOTHING,
     PIXEL,
     SPLIT,
@@ -26,7 +27,6 @@ TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
 BLOCK_TILES = 16  # tiles of rows that read one panel of B
 KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
 PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
-LINE = 64  # bytes of a cache line
 PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
 
 
@@ -92,12 +92,14 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
         *("a", "b", "scratch"),
         *["batch", "M", "N", "K", "a_batch", "a_row", "a_k", "b_batch", "b_panel", "b_k"],
     )
-    a_floats = BLOCK_TILES * mr * PACKED_K
+    wide = -(-mr // tile.width)  # vectors that hold a column of A's tile
+    a_floats = BLOCK_TILES * mr * PACKED_K + 2 * tile.width  # the last column moves too much
     c_floats = BLOCK_TILES * PANELS_PER_BLOCK * mr * nr
     # The tile's text occurs twice: with strides known when compiled its loop is a fifth shorter.
-    inner = f"{tile.name}(rows_at, i64(1), i64(1), length, i64(0), i64(0)"
+    inner = f"{tile.part}(high, rows_at, i64(1), i64(1), length, i64(0), i64(0)"
     body = f"""
     tiles = (M + {mr - 1}) // {mr}
+    high = (M + tiles - 1) // max(i64(1), tiles)  # rows of a tile: 32 are 11, 11 and 10
     panels = (N + {nr - 1}) // {nr}
     units = batch * tiles
     columns = N
@@ -115,7 +117,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     packing = b_k == {nr} and p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
-        limit = (u_hi // tiles * M + min(M, u_hi % tiles * {mr})) * N
+        limit = (u_hi // tiles * M + min(M, u_hi % tiles * high)) * N
 {finish_start(arguments)}
     u = u_lo
     while u < u_hi:
@@ -135,13 +137,18 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                         from_ = item * a_batch + k0 * a_k
                         if a_k == 1:
                             for m in range({mr}):
-                                r = from_ + min((t0 + t) * {mr} + m, M - 1) * a_row
+                                r = from_ + min((t0 + t) * high + m, M - 1) * a_row
                                 for k in range(length):
                                     dst[to + k * {mr} + m] = src[r + k]
+                        elif a_row == 1:  # rows that are none are not looked at
+                            from_ += (t0 + t) * high
+                            for k in range(length):
+                                move_{wide}_{tile.width}(packed_a + 4 * (to + k * {mr}),
+                                    a + 4 * (from_ + k * a_k))
                         else:
                             for k in range(length):
                                 for m in range({mr}):
-                                    r = min((t0 + t) * {mr} + m, M - 1)
+                                    r = min((t0 + t) * high + m, M - 1)
                                     dst[to + k * {mr} + m] = src[from_ + k * a_k + r * a_row]
                 for p in range(p0, p1):
                     b_at = b + 4 * (item * b_batch + p * b_panel + k0 * b_k)
@@ -152,9 +159,9 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                     width = min(i64({nr}), N - p * {nr})
                     first_column = p * {nr}
                     for t in range(count):
-                        first = (t0 + t) * {mr}
+                        first = (t0 + t) * high
                         first_row = item * M + first
-                        valid = min(i64({mr}), M - first)
+                        valid = min(high, M - first)
                         out = sums
                         if blocks > 1:
                             out += ((p - p0) * {BLOCK_TILES} + t) * {4 * mr * nr}

@@ -21,13 +21,15 @@ NAMES = (
     "i64ptr", "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4",
     "lanes_8x1_8", "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8",
     "listed_8x1_4", "listed_8x1_8", "local_f32", "local_i64", "log", "log1p", "maximum", "minimum",
-    "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8", "philox_key",
+    "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8", "part_14x2_16",
+    "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8", "philox_key",
     "philox_uniform", "plus", "pow", "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh",
     "ticks", "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4",
     "tile_8x1_8", "u8", "u8mem", "u8ptr",
 )
 # fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
+LINE = 64  # bytes of a cache line
 ACCESS = ("matrix", "column", "row", "scalar")
 
 
@@ -68,13 +70,15 @@ class Template:
     Those of the epilogue are x0, x1 ... (loads) and y0, y1 ... (stores). `scratch` counts the
     floats per thread that the argument "scratch" must point to: a temporary buffer of shape
     ("$threads", scratch). `finish` is the source of the kernel whose address the argument
-    "finish" is; the argument "claim" is then the buffer y0.
+    "finish" is; the argument "claim" is then the buffer y0, and "fetch" that of the name `fetch`,
+    a matrix that the epilogue reads, or y0 too.
     """
 
     source: str
     arguments: tuple[str, ...]
     scratch: int = 0
     finish: str = ""
+    fetch: str = "y0"
 
 
 STORE = Epilogue()
@@ -104,6 +108,11 @@ class Tile:
     def listed(self) -> str:
         """The name of the intrinsic whose sum runs over listed places."""
         return f"listed_{self.mr}x{self.nv}_{self.width}"
+
+    @property
+    def part(self) -> str:
+        """The name of the intrinsic that computes its first rows only."""
+        return f"part_{self.mr}x{self.nv}_{self.width}"
 
     @property
     def row(self) -> str:
@@ -245,7 +254,7 @@ def _held(epilogue: Epilogue) -> dict[str, Operand]:
 TILE = ("out", "first_row", "first_column", "valid", "width", "columns", "limit", "operands")
 
 
-_GIVEN = ("finish", "claim")  # the arguments that every contraction begins with
+_GIVEN = ("finish", "claim", "fetch")  # the arguments that every contraction begins with
 
 
 def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: Tile, body: str,
@@ -256,8 +265,9 @@ def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: 
     """
     own = (*_GIVEN, *arguments)
     source = kernel_text(doc, own, NOTHING, body)
+    read = (f"x{i}" for i, operand in enumerate(epilogue.loads) if operand == Operand("matrix"))
     return Template(source, (*own, *operand_names(epilogue)), scratch,
-                    finish_kernel(epilogue, tile))
+                    finish_kernel(epilogue, tile), next(read, "y0"))
 
 
 def finish_start(arguments: tuple[str, ...]) -> str:
@@ -277,10 +287,17 @@ def finish_tile(indent: int) -> str:
 
 
 def claim_tile(tile: Tile, indent: int) -> str:
-    """Ask for the lines that a tile's results will be written to, before it is computed."""
+    """Ask for the lines that a tile's results will be written to, before it is computed.
+
+    And for those of the matrix that its epilogue will read, at `fetch`.
+    """
     return _indented([
         f"for m in range({tile.mr}):",
-        "    claim_line(claim + 4 * ((first_row + m) * columns + first_column))",
+        "    line = 4 * ((first_row + m) * columns + first_column)",
+        "    claim_line(claim + line)",
+        "    if fetch != claim:",
+        "        fetch_line(fetch + line)",
+        *([f"        fetch_line(fetch + line + {LINE})"] if tile.nr * 4 > LINE else []),
     ], indent)
 
 
