@@ -92,15 +92,50 @@ def _cut_after(hi: Dim, gap: int) -> Dim:
 
 def _concat(low: Lowering, node: Node) -> None:
     target = low.result(Value(node.id))
-    rank = node.type.rank
-    axis = node.attributes["axis"] % rank
-    start: Dim = 0
-    for value in node.inputs:
-        source = low.view(value)
-        begin = tuple(start if i == axis else 0 for i in range(rank))
-        low.copy(source, views.cut(target, begin, begin, (1,) * rank, source.shape))
-        start = start + source.shape[axis]
+    for value, part in zip(node.inputs, _parts(low.graph, node, target), strict=True):
+        if low.view(value) != part:
+            low.copy(low.view(value), part)
     low.view_of[Value(node.id)] = target
+
+
+def _parts(graph: Graph, node: Node, target: View) -> list[View]:
+    """Where in the memory of a concat each operand belongs."""
+    rank, axis = node.type.rank, node.attributes["axis"] % node.type.rank
+    found, start = [], 0
+    for value in node.inputs:
+        begin = tuple(start if i == axis else 0 for i in range(rank))
+        shape = graph.type(value).shape
+        found.append(views.cut(target, begin, begin, (1,) * rank, shape))
+        start = start + shape[axis]
+    return found
+
+
+def _aim_parts(low: Lowering) -> None:
+    """Let loops write straight into the concat that alone reads their results."""
+    given = {value for _, value in low.graph.outputs}
+    for node in reversed(low.graph.nodes):  # a concat of concats first
+        if node.op.name != "concat":
+            continue
+        alone = [value not in given and value not in low.targets and _writes_loop(low.graph, value)
+                 and all(user is node for user in low.graph.users(value.node)
+                         if value in user.inputs)
+                 for value in node.inputs]
+        if any(alone):
+            low.place = _place(node)
+            target = low.targets[Value(node.id)] = low.result(Value(node.id))
+            for value, part, fits in zip(node.inputs, _parts(low.graph, node, target), alone,
+                                         strict=True):
+                if fits:
+                    low.targets[value] = part
+
+
+def _writes_loop(graph: Graph, value: Value) -> bool:
+    """Whether a value comes from one loop over its elements, or is a concat."""
+    node = graph.node(value)
+    if node.op.name == "fused" and node.attributes["pattern"] == "loop":
+        assert node.body is not None
+        return all(inner.op.kind != "reduce" for inner in node.body.nodes)
+    return node.op.kind == "elementwise" or node.op.name == "concat"
 
 
 def _fused(low: Lowering, node: Node) -> None:
@@ -154,6 +189,7 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
 def _walk(low: Lowering) -> None:
     """The steps of all nodes, in order."""
     contractions.plan_indices(low)
+    _aim_parts(low)
     for node in low.graph.nodes:
         if node.op.name in ("input", "param"):
             continue

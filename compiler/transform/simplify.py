@@ -13,6 +13,8 @@ from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.types import Dim
 from lamina.compiler.ops.define import GraphMath, Var
 
+TERMS = 64  # of a sum that is looked at for parts of one value
+
 Rule = Callable[[GraphMath, Node, tuple[Var, ...]], Var | None]
 
 
@@ -65,6 +67,58 @@ def add_zero(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
     if _constant(xs[1]) == 0:
         return _fit(xs[0], node)
     return _fit(xs[1], node) if _constant(xs[0]) == 0 else None
+
+
+def add_parts(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
+    """A sum of values between borders of zeros that fill an axis is their concatenation.
+
+    So comes the gradient of what was split back together.
+    """
+    terms = _terms(m, node, xs)
+    padded = [(x, pad) for x in terms if (pad := _producer(x, "pad")) and pad.attributes["value"] == 0
+              and not any(pad.attributes["interior"])]
+    for axis in range(node.type.rank):
+        parts: list[tuple[Var, Var]] = []
+        place: Dim = 0
+        while place != node.type.shape[axis]:
+            following = [(x, _operand(x, pad)) for x, pad in padded
+                         if _only_along(pad, axis) and pad.attributes["lo"][axis] == place]
+            if not following or following[0][1].shape[axis] == 0:
+                break
+            parts.append(following[0])
+            place = place + following[0][1].shape[axis]
+        if len(parts) > 1 and place == node.type.shape[axis]:
+            whole = m.concat(*(part for _, part in parts), axis=axis)
+            used = [x.value for x, _ in parts]
+            for x in terms:
+                if x.value in used:
+                    used.remove(x.value)
+                else:
+                    whole = whole + x
+            return whole
+    return None
+
+
+def _terms(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> list[Var]:
+    """What a tree of additions of one shape adds up."""
+    found: list[Var] = []
+    open = list(reversed(xs))
+    while open and len(found) + len(open) <= TERMS:
+        x = open.pop()
+        inner = _producer(x, "add")
+        if inner is not None and inner.type == node.type:
+            open += [_operand(x, inner, 1), _operand(x, inner, 0)]
+        elif x.type == node.type:
+            found.append(x)
+        else:
+            return []
+    return [] if open else found
+
+
+def _only_along(pad: Node, axis: int) -> bool:
+    return all(low == high == 0 for other, (low, high) in
+               enumerate(zip(pad.attributes["lo"], pad.attributes["hi"], strict=True))
+               if other != axis)
 
 
 def subtract_zero(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
@@ -197,7 +251,7 @@ ELEMENTWISE = ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "select"
                "log", "sqrt", "rsqrt", "tanh", "sigmoid", "less", "less_equal", "greater",
                "greater_equal", "equal", "not_equal")
 RULES: dict[str, tuple[Rule, ...]] = {
-    "add": (add_zero,), "sub": (subtract_zero,), "mul": (multiply_one,), "div": (divide_one,),
+    "add": (add_zero, add_parts), "sub": (subtract_zero,), "mul": (multiply_one,), "div": (divide_one,),
     "neg": (negate_twice,), "select": (select_same,), "cast": (same_dtype,),
     "reshape": (same_shape, reshape_twice, reshape_of_broadcast_scalar),
     "broadcast_to": (same_shape, broadcast_twice),

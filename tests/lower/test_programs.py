@@ -141,6 +141,22 @@ def test_optimizer_updates_are_in_place():
     assert not [step.label for step in program.steps if step.label.startswith("update:")]
 
 
+def test_parts_are_written_where_the_whole_lies(kernel_cache):
+    """What only a concatenation reads needs no memory and no copy of its own."""
+    m = GraphMath(Builder("parts"))
+    x, y = (m.input(name=name, shape=(5, 3)) for name in "xy")
+    once, twice = m.tanh(x), m.exp(x * y)
+    whole = m.concat(m.concat(once, twice, axis=1), m.sigmoid(y), twice, x, axis=1)
+    graph = m.builder.finish([("whole", whole.value), ("sum", m.reduce_sum(whole, axes=(0,)).value)])
+    labels = [step.label for step in program_of(graph).steps]
+    copies = [label for label in labels if "copy" in label]
+    assert len(copies) == 3, labels  # `x`, and `twice`, which two concatenations read
+    inputs, _ = values_for(graph, 5)
+    found, _ = run_program(graph, inputs, {}, kernel_cache)
+    for name, expected in evaluate(graph, inputs, {}).items():
+        assert_close(found[name], expected, 1e-5, name)
+
+
 # --- fusion says why not ------------------------------------------------------------------------
 
 

@@ -78,12 +78,9 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
-@pytest.mark.parametrize("m,n,k", SIZES)
-def test_gemm_packed(m, n, k, tile, kernel_cache):
-    """Edge tiles, several K blocks, empty sizes."""
-    rng = np.random.default_rng(m * 7 + n)
-    a, b = noise(rng, m, k), noise(rng, k, n)
+def product(tile, a, b, cache):
+    """A @ B with B packed, on one, two and three threads."""
+    (m, k), n = a.shape, b.shape[1]
     calls = [
         packing(tile, k, n, n, 1),
         (
@@ -105,13 +102,57 @@ def test_gemm_packed(m, n, k, tile, kernel_cache):
             },
         ),
     ]
-    out = same_on_threads(
-        calls,
-        {"a": a, "b": b},
-        {"c": ("f32", (m, n)), "packed": ("f32", (up(n, tile.nr) * k,))},
-        kernel_cache,
-    )
-    close(out["c"], a.astype(float) @ b.astype(float), k)
+    outputs = {"c": ("f32", (m, n)), "packed": ("f32", (up(n, tile.nr) * k,))}
+    return same_on_threads(calls, {"a": a, "b": b}, outputs, cache)["c"]
+
+
+def product(tile, a, b, cache):
+    """A @ B with B packed, on one, two and three threads."""
+    (m, k), n = a.shape, b.shape[1]
+    calls = [
+        packing(tile, k, n, n, 1),
+        (
+            contract.gemm(STORE, tile),
+            {
+                "a": "a",
+                "b": "packed",
+                "y0": "c",
+                "batch": 1,
+                "M": m,
+                "N": n,
+                "K": k,
+                "a_batch": 0,
+                "a_row": k,
+                "a_k": 1,
+                "b_batch": 0,
+                "b_panel": k * tile.nr,
+                "b_k": tile.nr,
+            },
+        ),
+    ]
+    outputs = {"c": ("f32", (m, n)), "packed": ("f32", (up(n, tile.nr) * k,))}
+    return same_on_threads(calls, {"a": a, "b": b}, outputs, cache)["c"]
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
+@pytest.mark.parametrize("m,n,k", SIZES)
+def test_gemm_packed(m, n, k, tile, kernel_cache):
+    """Edge tiles, several K blocks, empty sizes."""
+    rng = np.random.default_rng(m * 7 + n)
+    a, b = noise(rng, m, k), noise(rng, k, n)
+    close(product(tile, a, b, kernel_cache), a.astype(float) @ b.astype(float), k)
+
+
+@pytest.mark.parametrize("tile", [make(width) for width in sorted({4, 8, WIDTH})
+                                  for make in (text.wide_tile, text.narrow_tile)],
+                         ids=lambda t: t.name)
+def test_a_row_has_the_same_bits_however_many_there_are(tile, kernel_cache):
+    """Tiles are as high as the rows need: a batch of one is no other model than a batch of 32."""
+    rng = np.random.default_rng(1)
+    a, b = noise(rng, 33, 150), noise(rng, 150, tile.nr + 3)
+    whole = product(tile, a, b, kernel_cache)
+    for m in range(1, 33):
+        assert product(tile, a[:m], b, kernel_cache).tobytes() == whole[:m].tobytes(), m
 
 
 @pytest.mark.parametrize("m,n,k", [(7, 17, 3), (20, 90, 33), (151, 270, 330), (1, 5, 1)])

@@ -243,6 +243,16 @@ def test_layers_in_one_cell_have_loops_of_their_own(backwards):
     assert outside == [(T, B, H)]
 
 
+def test_loops_copy_nothing():
+    # Steps read and write their entries of stacked memory where they lie, and the gates' gradients
+    # are parts of one matrix.
+    program = compile_graph(differentiated(lstm()))
+    inside = [step.label for loop in program.loops
+              for step in program.steps[loop.first:loop.last + 1]]
+    assert len(program.loops) == 2 and len(inside) <= 6, inside
+    assert not [label for label in inside if label.endswith(("copy", "fill", "pack"))], inside
+
+
 def test_a_scan_is_printed_and_read():
     # Golden files and `show` rest on it.
     graph = differentiated(lstm())
