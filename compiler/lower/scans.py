@@ -99,5 +99,6 @@ def _aim(inner: Lowering, written: list[tuple[Value, View]]) -> None:
     """Let loops write straight into their entries."""
     for value, place in written:
         node = inner.graph.node(value)
-        if (node.op.name in ("fused", "matmul", "concat") or node.op.kind == "elementwise") and value not in inner.targets:
+        writes = node.op.name in ("fused", "matmul", "concat") or node.op.kind == "elementwise"
+        if writes and value not in inner.targets:
             inner.targets[value] = place

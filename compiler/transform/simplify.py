@@ -75,8 +75,8 @@ def add_parts(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
     So comes the gradient of what was split back together.
     """
     terms = _terms(m, node, xs)
-    padded = [(x, pad) for x in terms if (pad := _producer(x, "pad")) and pad.attributes["value"] == 0
-              and not any(pad.attributes["interior"])]
+    padded = [(x, pad) for x in terms if (pad := _producer(x, "pad"))
+              and pad.attributes["value"] == 0 and not any(pad.attributes["interior"])]
     for axis in range(node.type.rank):
         parts: list[tuple[Var, Var]] = []
         place: Dim = 0
@@ -251,8 +251,8 @@ ELEMENTWISE = ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "select"
                "log", "sqrt", "rsqrt", "tanh", "sigmoid", "less", "less_equal", "greater",
                "greater_equal", "equal", "not_equal")
 RULES: dict[str, tuple[Rule, ...]] = {
-    "add": (add_zero, add_parts), "sub": (subtract_zero,), "mul": (multiply_one,), "div": (divide_one,),
-    "neg": (negate_twice,), "select": (select_same,), "cast": (same_dtype,),
+    "add": (add_zero, add_parts), "sub": (subtract_zero,), "mul": (multiply_one,),
+    "div": (divide_one,), "neg": (negate_twice,), "select": (select_same,), "cast": (same_dtype,),
     "reshape": (same_shape, reshape_twice, reshape_of_broadcast_scalar),
     "broadcast_to": (same_shape, broadcast_twice),
     "transpose": (identity_transpose, transpose_twice, transpose_of_ones,

@@ -147,7 +147,8 @@ def test_parts_are_written_where_the_whole_lies(kernel_cache):
     x, y = (m.input(name=name, shape=(5, 3)) for name in "xy")
     once, twice = m.tanh(x), m.exp(x * y)
     whole = m.concat(m.concat(once, twice, axis=1), m.sigmoid(y), twice, x, axis=1)
-    graph = m.builder.finish([("whole", whole.value), ("sum", m.reduce_sum(whole, axes=(0,)).value)])
+    total = m.reduce_sum(whole, axes=(0,))
+    graph = m.builder.finish([("whole", whole.value), ("sum", total.value)])
     labels = [step.label for step in program_of(graph).steps]
     copies = [label for label in labels if "copy" in label]
     assert len(copies) == 3, labels  # `x`, and `twice`, which two concatenations read

@@ -106,34 +106,6 @@ def product(tile, a, b, cache):
     return same_on_threads(calls, {"a": a, "b": b}, outputs, cache)["c"]
 
 
-def product(tile, a, b, cache):
-    """A @ B with B packed, on one, two and three threads."""
-    (m, k), n = a.shape, b.shape[1]
-    calls = [
-        packing(tile, k, n, n, 1),
-        (
-            contract.gemm(STORE, tile),
-            {
-                "a": "a",
-                "b": "packed",
-                "y0": "c",
-                "batch": 1,
-                "M": m,
-                "N": n,
-                "K": k,
-                "a_batch": 0,
-                "a_row": k,
-                "a_k": 1,
-                "b_batch": 0,
-                "b_panel": k * tile.nr,
-                "b_k": tile.nr,
-            },
-        ),
-    ]
-    outputs = {"c": ("f32", (m, n)), "packed": ("f32", (up(n, tile.nr) * k,))}
-    return same_on_threads(calls, {"a": a, "b": b}, outputs, cache)["c"]
-
-
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
 @pytest.mark.parametrize("m,n,k", SIZES)
 def test_gemm_packed(m, n, k, tile, kernel_cache):
