@@ -23,7 +23,7 @@ from lamina.compiler.frontend.values import (
 )
 from lamina.compiler.ir.op import Op, OpError
 from lamina.compiler.ir.types import Expression, is_ragged, shape_text
-from lamina.compiler.ops.define import REGISTRY, normalize_axes
+from lamina.compiler.ops.define import HIDDEN, REGISTRY, normalize_axes
 from lamina.compiler.ops.shape import split_bounds
 from lamina.compiler.syntax import ast
 
@@ -177,7 +177,7 @@ class Calls(Base):
             if not isinstance(operand, (Tensor, int, float, Expression)):
                 return self.error("E309", f"`{op.name}` works on tensors, not on "
                                   f"{describe(operand)}", span)
-        names = tuple(name for name in op.attrs if name not in ("layout", "salt"))
+        names = tuple(name for name in op.attrs if name not in HIDDEN)
         attrs = self.attributes(op.name, call, operands, names, args[count:])
         if attrs is BROKEN:
             return BROKEN

@@ -26,7 +26,7 @@ from lamina.compiler.frontend.values import (
 from lamina.compiler.ir.graph import Scope as Row
 from lamina.compiler.ir.op import Op
 from lamina.compiler.ir.types import Expression
-from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.ops.define import HIDDEN, REGISTRY
 from lamina.compiler.syntax import ast
 
 MAX_REPEATS = 10_000
@@ -154,7 +154,7 @@ class Flows(Calls):
                               span, help="feed fewer values, or join them with `concat` first")
         stripped = ast.Call(call.func, (), call.kwargs, call.span) if call else None
         if high < 0:
-            names = tuple(name for name in op.attrs if name not in ("layout", "salt"))
+            names = tuple(name for name in op.attrs if name not in HIDDEN)
             words = tuple(ast.Keyword(ast.Name(name, arg.span), arg, arg.span)
                           for name, arg in zip(names, call.args if call else (), strict=False))
             if call:

@@ -15,12 +15,11 @@ from lamina.compiler.frontend.expressions import name_help
 from lamina.compiler.frontend.library import Module, did_you_mean, unknown_setting
 from lamina.compiler.frontend.shapes import is_symbol_name
 from lamina.compiler.frontend.values import Builtin, Definition, OpRef, Scope
-from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.ops.define import HIDDEN, REGISTRY
 from lamina.compiler.ops.initial import INITIALIZERS
 from lamina.compiler.syntax import ast
 
 SPECIAL = frozenset(("training", "rng", "_", "op"))
-HIDDEN = ("layout", "salt")  # settings of operators that the compiler gives
 SPLIT = ("parts", "axis")
 
 

@@ -9,7 +9,14 @@ from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
 from lamina.compiler.lower.core import PARTIAL, Handler, Lowering
 from lamina.compiler.lower.loops import literal
-from lamina.compiler.lower.templates import contract, detect, gather, weight_grad, window
+from lamina.compiler.lower.templates import (
+    contract,
+    detect,
+    gather,
+    weight_grad,
+    window,
+    winograd,
+)
 from lamina.compiler.lower.templates.text import (
     STORE,
     Epilogue,
@@ -24,10 +31,11 @@ from lamina.compiler.lower.templates.text import (
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
-from lamina.runtime.program import ITEM_BYTES, Size
+from lamina.runtime.program import ITEM_BYTES, THREADS, Size
 
 UNPACKED_COLUMNS = 256  # a row-major operand wider than this is packed, to spare the TLB
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
+WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ Values = dict[str, "View | _Memory | _Count | Dim"]
 def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "") -> None:
     """Append a template's step; `values` gives each argument its memory or size."""
     if template.scratch:
-        scratch = low.temp(("$threads", template.scratch), what="scratch")
+        scratch = low.temp((THREADS, template.scratch), what="scratch")
         values = {**values, "scratch": _Memory(scratch)}
     args: list[tuple[str, Size]] = []
     for name in template.arguments:
@@ -213,6 +221,9 @@ def _conv2d(low: Lowering, finish: Finish) -> None:
     attrs = finish.anchor.attributes
     x = _channels_inner(low, low.view(finish.operands[0]))
     w = low.view(finish.operands[1])
+    if attrs["algorithm"] == "winograd":
+        _winograd(low, finish, x, w)
+        return
     batch, oh, ow, out = finish.anchor.type.shape
     groups, (k, c, kh, kw) = attrs["groups"], w.shape
     stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
@@ -248,6 +259,61 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
     return packed
 
 
+def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
+    """A convolution by F(4x4, 3x3)."""
+    outputs, channels = w.shape[:2]
+    tile = wide_tile(low.vector_width)
+    packed = low.fresh(TensorType((winograd.weight_floats(channels, outputs, tile),)),
+                       "transformed weights")
+    s_out, s_in, s_h, s_w = w.strides
+    values = {"source": w, "packed": packed, "C": channels, "K": outputs, "s_out": s_out,
+              "s_in": s_in, "s_h": s_h, "s_w": s_w}
+    with low.once(w, packed):
+        _run(low, winograd.weights(tile), values, to_size(product(packed.shape)), "weights")
+    batch, rows, columns, _ = finish.anchor.type.shape
+    values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
+                                                     finish.anchor.attributes),
+              **_scratch(low, winograd.block_floats(channels, tile)), **_epilogue_values(finish)}
+    work = _effort(batch * _up(rows, 4) * _up(columns, 4) * channels * outputs * 9 // 4)
+    _run(low, winograd.conv2d(finish.epilogue, tile), values, work)
+
+
+def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Values:
+    (top, _), (left, _) = padding_pairs(attrs["padding"])
+    return {"images": x.shape[0], "OH": result[1], "OW": result[2], "H": x.shape[1],
+            "W": x.shape[2], "C": x.shape[3], "K": outputs, "top": top, "left": left,
+            "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2]}
+
+
+def _scratch(low: Lowering, floats: Dim) -> Values:
+    return {"scratch": _Memory(low.temp((THREADS, to_size(floats)), what="scratch"))}
+
+
+def _up(size: Dim, step: int) -> Dim:
+    """`size` rounded up to a multiple."""
+    return (size + step - 1) // step * step
+
+
+def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:
+    """The gradient of a convolution's weights by F(4x4, 3x3)."""
+    outputs, channels = node.type.shape[:2]
+    tile = wide_tile(low.vector_width)
+    floats = winograd.sum_floats(channels, outputs, tile)
+    chunks: Size = max(1, min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats))
+    partial = _Memory(low.temp((chunks, floats), what=PARTIAL))
+    batch, rows, columns, _ = dy.shape
+    values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
+              **_winograd_sizes(x, dy.shape, outputs, node.attributes),
+              **_scratch(low, winograd.block_floats(channels, tile))}
+    work = _effort(batch * _up(rows, 4) * _up(columns, 4) * channels * outputs * 9 // 4)
+    _run(low, winograd.weight_grad(tile), values, work)
+    result = low.result(Value(node.id))
+    _run(low, winograd.combine_weight_grad(tile),
+         {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
+         chunks * floats, "combine")
+    low.view_of[Value(node.id)] = result
+
+
 def _channels_inner(low: Lowering, x: View) -> View:
     """An image whose channels are neighbours."""
     if x.strides[3] != 1 and x.shape[3] != 1:
@@ -262,7 +328,11 @@ def _weight_gradient(low: Lowering, node: Node) -> None:
     x, dy = low.view(node.inputs[0]), low.view(node.inputs[1])
     if attrs["layout"] == "nchw":
         x, dy = views.transpose(x, (0, 2, 3, 1)), views.transpose(dy, (0, 2, 3, 1))
-    x, dy = _padded(low, _channels_inner(low, x), attrs["padding"]), low.dense_view(dy)
+    x, dy = _channels_inner(low, x), low.dense_view(dy)
+    if attrs["algorithm"] == "winograd":
+        _winograd_weight_gradient(low, node, x, dy)
+        return
+    x = _padded(low, x, attrs["padding"])
     batch, oh, ow, _ = dy.shape
     k, c, kh, kw = node.type.shape
     groups = attrs["groups"]
@@ -308,7 +378,7 @@ def _padded(low: Lowering, x: View, padding) -> View:
 def _bare_conv2d(low: Lowering, node: Node) -> None:
     """A convolution that the layout pass did not see: computed channels-last all the same."""
     attrs = node.attributes
-    if attrs["layout"] == "nhwc" and not any(
+    if attrs["algorithm"] == "winograd" or attrs["layout"] == "nhwc" and not any(
             amount for side in padding_pairs(attrs["padding"]) for amount in side):
         _contraction(low, node)
         return

@@ -72,7 +72,7 @@ def _check_groups(name: str, channels: Dim, w: TensorType, groups: int) -> None:
 
 
 def _infer_conv2d(x: TensorType, w: TensorType, *, stride, padding, dilation, groups,
-                  layout) -> TensorType:
+                  layout, algorithm) -> TensorType:
     name = "conv2d"
     check_layout(name, layout)
     same_dtype(name, (x, w), FLOATS)
@@ -87,7 +87,7 @@ def _infer_conv2d(x: TensorType, w: TensorType, *, stride, padding, dilation, gr
     return TensorType(arranged(x.shape[0], w.shape[0], sizes, layout), x.dtype)
 
 
-def _numpy_conv2d(x, w, *, stride, padding, dilation, groups, layout):
+def _numpy_conv2d(x, w, *, stride, padding, dilation, groups, layout, algorithm):
     x = channels_first(x, layout)
     border, strides = padding_pairs(padding), pair("conv2d", "stride", stride)
     dilations = pair("conv2d", "dilation", dilation)
@@ -124,7 +124,7 @@ def turned(m, w, groups):
     return w if tuple(kernel) == (1, 1) else m.reverse(w, axes=(2, 3))
 
 
-def _conv2d_vjp(m, ct, y, x, w, *, stride, padding, dilation, groups, layout):
+def _conv2d_vjp(m, ct, y, x, w, *, stride, padding, dilation, groups, layout, algorithm):
     axes, kernel = SPATIAL[layout], tuple(w.shape[2:])
     strides, dilations = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
     border = padding_pairs(padding)
@@ -146,7 +146,8 @@ def _conv2d_macs(out: TensorType, x: TensorType, w: TensorType, **_) -> Dim:
 
 primitive("conv2d", "contract", infer=_infer_conv2d, numpy=_numpy_conv2d, arity=(2, 2),
           ragged=window(0.0),
-          attrs={"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "layout": "nchw"},
+          attrs={"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "layout": "nchw",
+                 "algorithm": "direct"},
           vjp=_conv2d_vjp, macs=_conv2d_macs,
           torch="oracle.conv2d(a, b, stride, padding, dilation, groups, layout)",
           samples=("x:[2,3,7,6] w:[4,3,3,3]", "x:[2,3,7,6] w:[4,3,3,3] | padding=1",
@@ -169,7 +170,7 @@ primitive("conv2d", "contract", infer=_infer_conv2d, numpy=_numpy_conv2d, arity=
 
 
 def _infer_weight_grad(x: TensorType, ct: TensorType, *, kernel, stride, padding, dilation, groups,
-                       layout) -> TensorType:
+                       layout, algorithm) -> TensorType:
     name = "conv2d_weight_grad"
     check_layout(name, layout)
     same_dtype(name, (x, ct), FLOATS)
@@ -183,14 +184,14 @@ def _infer_weight_grad(x: TensorType, ct: TensorType, *, kernel, stride, padding
         raise OpError("E222", f"`{name}`: {groups} groups do not divide {x.shape[channels]}")
     w = TensorType((ct.shape[channels], each, *kernel), x.dtype)
     out = _infer_conv2d(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups,
-                        layout=layout)
+                        layout=layout, algorithm=algorithm)
     if out.shape != ct.shape:
         raise OpError("E221", f"`{name}`: the gradient has shape {shape_text(ct.shape)}, the "
                       f"result {shape_text(out.shape)}", "", (1,))
     return w
 
 
-def _numpy_weight_grad(x, ct, *, kernel, stride, padding, dilation, groups, layout):
+def _numpy_weight_grad(x, ct, *, kernel, stride, padding, dilation, groups, layout, algorithm):
     x, ct = bordered(channels_first(x, layout), padding_pairs(padding)), channels_first(ct, layout)
     batch, out, *counts = ct.shape
     each, pixels = x.shape[1] // groups, counts[0] * counts[1]
@@ -208,7 +209,7 @@ def _numpy_weight_grad(x, ct, *, kernel, stride, padding, dilation, groups, layo
 primitive("conv2d_weight_grad", "contract", infer=_infer_weight_grad, numpy=_numpy_weight_grad,
           arity=(2, 2), public=False,
           attrs={"kernel": REQUIRED, "stride": 1, "padding": 0, "dilation": 1, "groups": 1,
-                 "layout": "nchw"},
+                 "layout": "nchw", "algorithm": "direct"},
           macs=lambda out, x, ct, *, layout, **_: (
               product(ct.shape) * product(out.shape[1:])),
           torch="oracle.conv2d_weight_grad(a, b, kernel, stride, padding, dilation, groups, "

@@ -21,6 +21,7 @@ from lamina.compiler.ir.types import FLOATS, Dim, Expression, TensorType, produc
 
 Rule = Callable[[Any, Op, tuple, Mapping[str, Any]], Any]  # see `lamina.compiler.ops.ragged`
 REGISTRY: dict[str, Op] = {}
+HIDDEN = ("layout", "salt", "algorithm")  # attributes that only the compiler gives
 NO_ATTRS: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -16,6 +16,7 @@ from lamina.compiler.transform.fuse import fuse
 from lamina.compiler.transform.layout import channels_last
 from lamina.compiler.transform.scans import has_scans, leave_loops
 from lamina.compiler.transform.simplify import simplify
+from lamina.compiler.transform.winograd import winograd
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("decompose", in_scans(decompose), optional=False),
     Pass("simplify-again", in_scans(simplify)),
     Pass("layout", in_scans(channels_last)),
+    Pass("winograd", in_scans(winograd)),
     Pass("fuse", in_scans(fuse)),
 )
 

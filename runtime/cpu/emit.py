@@ -19,7 +19,10 @@ HAS_FMA = bool(llvm.get_host_cpu_features().get("fma", "x86" not in llvm.get_pro
 
 
 class Real:
-    """A float or double while instructions are emitted; comparisons give LLVM i1 values."""
+    """A float, double or vector of them while instructions are emitted.
+
+    Comparisons give LLVM i1 values; bits, functions and conversions are those of a single number.
+    """
 
     __slots__ = ("b", "v")
 
@@ -28,10 +31,12 @@ class Real:
 
     def const(self, number: float) -> Real:
         """`number` as a constant of this value's type."""
-        return Real(self.b, ir.Constant(self.v.type, number))
+        kind = self.v.type
+        vector = isinstance(kind, ir.VectorType)
+        return Real(self.b, ir.Constant(kind, [number] * kind.count if vector else number))
 
     def _of(self, other: Real | float) -> ir.Value:
-        return other.v if isinstance(other, Real) else ir.Constant(self.v.type, other)
+        return other.v if isinstance(other, Real) else self.const(other).v
 
     def __add__(self, other):
         return Real(self.b, self.b.fadd(self.v, self._of(other)))

@@ -22,6 +22,7 @@ Kernel texts import names from here and nothing else:
     tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
     part_6x2_8(high, ...) and its relatives     the first `high` of its rows, see `_part`
     listed_6x2_8(...) and its relatives         the same over listed places, see `_listed`
+    points_of_input_8(...) and its relatives    Winograd's transforms, see `winograd`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
     fetch_line(address), claim_line(address)    a cache line that will be read or written soon
     split(units, panels, tid, nthreads)         a thread's part of the work
@@ -40,6 +41,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from lamina.runtime.cpu import winograd
 from lamina.runtime.cpu.emit import (
     F32,
     F64,
@@ -805,6 +807,14 @@ move_1_4, move_2_4, fill_1_4, fill_2_4 = _mover(1, 4), _mover(2, 4), _filler(1, 
 move_1_8, move_2_8, fill_1_8, fill_2_8 = _mover(1, 8), _mover(2, 8), _filler(1, 8), _filler(2, 8)
 move_1_16, move_2_16 = _mover(1, 16), _mover(2, 16)
 fill_1_16, fill_2_16 = _filler(1, 16), _filler(2, 16)
+
+# --- Winograd's transforms ---------------------------------------------------------------------
+
+points_of_input_4, points_of_input_8, points_of_input_16 = winograd.POINTS_OF_INPUT
+points_of_gradient_4, points_of_gradient_8, points_of_gradient_16 = winograd.POINTS_OF_GRADIENT
+points_of_weights_4, points_of_weights_8, points_of_weights_16 = winograd.POINTS_OF_WEIGHTS
+results_of_points_4, results_of_points_8, results_of_points_16 = winograd.RESULTS_OF_POINTS
+weights_of_points_4, weights_of_points_8, weights_of_points_16 = winograd.WEIGHTS_OF_POINTS
 
 # --- the division of work -----------------------------------------------------------------------
 

@@ -15,17 +15,20 @@ from dataclasses import dataclass
 # What `lamina.runtime.cpu.simd` offers to kernel texts (a test compares the two).
 # fmt: off
 NAMES = (
-    "barrier", "call_kernel", "claim_line", "cos", "erf", "exp", "expm1", "f32", "f32mem",
-    "f32ptr", "f64", "f64mem", "f64ptr", "fetch_line", "fill_1_16", "fill_1_4", "fill_1_8",
-    "fill_2_16", "fill_2_4", "fill_2_8", "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem",
-    "i64ptr", "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4",
-    "lanes_8x1_8", "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8",
-    "listed_8x1_4", "listed_8x1_8", "local_f32", "local_i64", "log", "log1p", "maximum", "minimum",
-    "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8", "part_14x2_16",
-    "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8", "philox_key",
-    "philox_uniform", "plus", "pow", "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh",
-    "ticks", "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4",
-    "tile_8x1_8", "u8", "u8mem", "u8ptr",
+    "barrier", "call_kernel", "claim_line", "cos", "erf", "exp", "expm1", "f32", "f32mem", "f32ptr",
+    "f64", "f64mem", "f64ptr", "fetch_line", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16",
+    "fill_2_4", "fill_2_8", "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem", "i64ptr",
+    "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
+    "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8", "listed_8x1_4",
+    "listed_8x1_8", "local_f32", "local_i64", "log", "log1p", "maximum", "minimum", "move_1_16",
+    "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8", "part_14x2_16", "part_16x1_16",
+    "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8", "philox_key", "philox_uniform", "plus",
+    "points_of_gradient_16", "points_of_gradient_4", "points_of_gradient_8", "points_of_input_16",
+    "points_of_input_4", "points_of_input_8", "points_of_weights_16", "points_of_weights_4",
+    "points_of_weights_8", "pow", "results_of_points_16", "results_of_points_4",
+    "results_of_points_8", "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh", "ticks",
+    "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8", "u8",
+    "u8mem", "u8ptr", "weights_of_points_16", "weights_of_points_4", "weights_of_points_8",
 )
 # fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}

@@ -1,0 +1,274 @@
+"""Convolutions by 3x3 with stride 1 as 36 matrix products: F(4x4, 3x3), see `runtime.cpu.winograd`.
+
+Tiles of 4x4 results go through in blocks small enough that their transforms stay in the cache;
+nothing but the transformed weights is stored whole. The zeros around an image are not read.
+"""
+
+from __future__ import annotations
+
+from lamina.compiler.lower.templates.text import (
+    NOTHING,
+    SPLIT,
+    Epilogue,
+    Template,
+    Tile,
+    contraction,
+    finish_start,
+    finish_tile,
+    kernel_text,
+)
+
+BLOCK = 42  # tiles of a block: whole register tiles of 6 and of 14 rows
+ACROSS = 3  # neighbouring tiles whose rows of results are finished together
+KC = 256  # longest stretch of channels that is summed at once
+PLANES = 36
+APART = 16  # floats between the channels of two tiles, so that the planes share no cache sets
+_IMAGE = ("images", "OH", "OW", "H", "W", "C", "K", "top", "left", "x_image", "x_row", "x_pixel")
+
+
+def weight_floats(channels, outputs, tile: Tile):
+    """How many floats the transformed weights take."""
+    return PLANES * channels * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
+
+
+def block_floats(channels, tile: Tile):
+    """Scratch of a thread: a block's transformed inputs, its products, results and zeros."""
+    row = _row(channels, tile)
+    return PLANES * BLOCK * (row + tile.nr) + 4 * 4 * ACROSS * tile.nr + row + tile.nr
+
+
+def sum_floats(channels, outputs, tile: Tile):
+    """How many floats a chunk's partial sums of the weight gradient take."""
+    up = (channels + tile.mr - 1) // tile.mr * tile.mr
+    return PLANES * up * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
+
+
+def _row(channels, tile: Tile):
+    """Floats from a tile's channels to the next tile's."""
+    return (channels + tile.width - 1) // tile.width * tile.width + APART
+
+
+def weights(tile: Tile) -> Template:
+    """Transform weights into panels: packed[panel][point][c][j], k = panel * nr + j.
+
+    The element (k, c, kh, kw) of the source lies at k * s_out + c * s_in + kh * s_h + kw * s_w
+    floats, strides possibly negative.
+    """
+    arguments = ("source", "packed", "C", "K", "s_out", "s_in", "s_h", "s_w")
+    nr, width = tile.nr, tile.width
+    body = f"""
+    panels = (K + {nr - 1}) // {nr}
+    src = f32ptr(source)
+    taps_at = local_f32({9 * nr})
+    taps = f32ptr(taps_at)
+    for e in range({9 * nr}):
+        taps[e] = f32(0)
+    total = panels * C
+    for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
+        panel = q // C
+        c = q % C
+        for j in range(min(i64({nr}), K - panel * {nr})):
+            at = (panel * {nr} + j) * s_out + c * s_in
+            for kh in range(3):
+                for kw in range(3):
+                    taps[(3 * kh + kw) * {nr} + j] = src[at + kh * s_h + kw * s_w]
+        if K - panel * {nr} < {nr}:
+            for e in range(9):
+                for j in range(K - panel * {nr}, {nr}):
+                    taps[e * {nr} + j] = f32(0)
+        to = packed + 4 * (panel * {PLANES} * C + c) * {nr}
+        plane = 4 * C * {nr}
+        for v in range({tile.nv}):
+            points_of_weights_{width}(taps_at + {4 * width} * v, i64({4 * nr}),
+                                      to + {4 * width} * v, 6 * plane, plane)
+"""
+    text = kernel_text("Winograd: weights.", arguments, NOTHING, body)
+    return Template(text, arguments)
+
+
+def _input_text(tile: Tile) -> str:
+    """Transform the inputs of `count` tiles from number `first` on into planes at `planes`."""
+    width = tile.width
+    return f"""
+        for t in range(count):
+            q = first + t
+            image = q // (down * beside)
+            i = q // beside % down
+            j = q % beside
+            for y in range(6):
+                row = 4 * i + y - top
+                line = x + 4 * (image * x_image + row * x_row)
+                for e in range(6):
+                    column = 4 * j + e - left
+                    inside = row >= 0 and row < H and column >= 0 and column < W
+                    pixels[6 * y + e] = line + 4 * column * x_pixel if inside else zeros
+            for c in range(0, C, {width}):
+                points_of_input_{width}(pixels_at, 4 * c, planes + 4 * (t * row_floats + c), plane)
+"""
+
+
+def _start(tile: Tile) -> str:
+    """What both kernels know before their blocks."""
+    nr, width = tile.nr, tile.width
+    return f"""
+    down, beside = (OH + 3) // 4, (OW + 3) // 4
+    panels = (K + {nr - 1}) // {nr}
+    row_floats = (C + {width - 1}) // {width} * {width} + {APART}
+    plane = 4 * {BLOCK} * row_floats
+    each = {PLANES} * {BLOCK} * (row_floats + {nr}) + {16 * ACROSS * nr} + row_floats + {nr}
+    planes = scratch + 4 * tid * each
+    products = planes + {PLANES} * plane
+    staged = products + {4 * PLANES * BLOCK * nr}
+    zeros = staged + {4 * 16 * ACROSS * nr}
+    for c in range(0, row_floats + {nr}, {width}):
+        fill_1_{width}(zeros + 4 * c, f32(0))
+    pixels_at = local_i64(36)
+    pixels = i64ptr(pixels_at)
+    rows_at = local_i64({tile.mr})
+    rows = i64ptr(rows_at)
+"""
+
+
+def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
+    """The convolution of an NHWC image with weights of `weights(tile)` into dense NHWC.
+
+    `top` and `left` are the zeros before rows and columns; whatever lies outside H x W is zero.
+    """
+    mr, nr, width = tile.mr, tile.nr, tile.width
+    finished = Tile(4 * ACROSS, tile.nv, width)
+    arguments = ("x", "w", "scratch", *_IMAGE)
+    body = f"""{_start(tile)}
+    columns = K
+    limit = i64(0)
+    tiles = images * down * beside
+    units = (tiles + {BLOCK - 1}) // {BLOCK}
+    size = (tiles + units - 1) // max(i64(1), units)
+{SPLIT.strip(chr(10))}
+{finish_start(arguments)}
+    for u in range(u_lo, u_hi):
+        first = u * size
+        count = min(size, tiles - first)
+        ways = (count + {mr - 1}) // {mr}
+        high = (count + ways - 1) // max(i64(1), ways)
+{_input_text(tile)}
+        for p in range(p_lo, p_hi):
+            for point in range({PLANES}):
+                b_at = w + 4 * (p * {PLANES} + point) * C * {nr}
+                for way in range(ways):
+                    t = way * high
+                    valid = min(high, count - t)
+                    to = products + 4 * (point * {BLOCK} + t) * {nr}
+                    for k in range(0, C, {KC}):
+                        for m in range({mr}):
+                            r = (point * {BLOCK} + t + min(i64(m), valid - 1)) * row_floats
+                            rows[m] = planes + 4 * (r + k)
+                        {tile.part}(high, rows_at, i64(1), i64(1), min(i64({KC}), C - k), i64(0),
+                            i64(0), i64(1), b_at + 4 * k * {nr}, i64(0), i64(0), i64({nr}), to,
+                            i64({nr}), k > 0)
+            width = min(i64({nr}), K - p * {nr})
+            first_column = p * {nr}
+            t = i64(0)
+            while t < count:
+                q = first + t
+                image = q // (down * beside)
+                i = q // beside % down
+                j = q % beside
+                across = min(min(i64({ACROSS}), beside - j), count - t)
+                for s in range(across):
+                    for v in range({tile.nv}):
+                        results_of_points_{width}(
+                            products + 4 * ((t + s) * {nr} + v * {width}), i64({4 * BLOCK * nr}),
+                            staged + 4 * (s * {4 * nr} + v * {width}), i64({16 * ACROSS * nr}),
+                            i64({4 * nr}))
+                valid = min(4 * across, OW - 4 * j)
+                for y in range(min(i64(4), OH - 4 * i)):
+                    out = staged + y * {16 * ACROSS * nr}
+                    first_row = (image * OH + 4 * i + y) * OW + 4 * j
+{finish_tile(20)}
+                t += across
+"""
+    return contraction("Winograd: convolution.", arguments, epilogue, finished, body)
+
+
+def weight_grad(tile: Tile) -> Template:
+    """Partial sums of the weight gradient at the 36 points, one for each chunk of tiles.
+
+    partial[chunk][panel][point][c][j], with `sum_floats` floats for each chunk. dy is dense NHWC.
+    """
+    mr, nr, width = tile.mr, tile.nr, tile.width
+    arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
+    body = f"""{_start(tile)}
+    units = chunks
+    up = (C + {mr - 1}) // {mr} * {mr}
+    tiles = images * down * beside
+{SPLIT.strip(chr(10))}
+    for u in range(u_lo, u_hi):
+        begin, end = u * tiles // chunks, (u + 1) * tiles // chunks
+        # One turn at least, so that a chunk without tiles leaves zeros.
+        for first in range(begin, max(end, begin + 1), {BLOCK}):
+            count = min(i64({BLOCK}), end - first)
+{_indented(_input_text(tile), 4)}
+            for p in range(p_lo, p_hi):
+                for t in range(count):
+                    q = first + t
+                    image = q // (down * beside)
+                    i = q // beside % down
+                    j = q % beside
+                    for y in range(4):
+                        line = dy + 4 * ((image * OH + 4 * i + y) * OW + 4 * j) * K
+                        for e in range(4):
+                            inside = 4 * i + y < OH and 4 * j + e < OW
+                            at = line + 4 * (e * K + p * {nr})
+                            pixels[4 * y + e] = at if inside else zeros
+                    for v in range({tile.nv}):
+                        points_of_gradient_{width}(
+                            pixels_at, i64({4 * width}) * v,
+                            products + 4 * (t * {nr} + v * {width}), i64({4 * BLOCK * nr}))
+                for point in range({PLANES}):
+                    b_at = products + 4 * point * {BLOCK * nr}
+                    sums = partial + 4 * ((u * panels + p) * {PLANES} + point) * up * {nr}
+                    for c in range(0, C, {mr}):
+                        for m in range({mr}):
+                            rows[m] = planes + 4 * (point * {BLOCK} * row_floats + c + m)
+                        {tile.part}(min(i64({mr}), C - c), rows_at, i64(1), i64(1), count, i64(0),
+                            i64(0), row_floats, b_at, i64(0), i64(0), i64({nr}),
+                            sums + 4 * c * {nr}, i64({nr}), first > begin)
+"""
+    text = kernel_text("Winograd: weight gradient, partial sums.", arguments, NOTHING, body)
+    return Template(text, arguments)
+
+
+def combine_weight_grad(tile: Tile) -> Template:
+    """Add up the chunks of `weight_grad` in order and transform them into dense [K, C, 3, 3]."""
+    mr, nr, width = tile.mr, tile.nr, tile.width
+    arguments = ("partial", "y0", "chunks", "C", "K")
+    body = f"""
+    src, dst = f32ptr(partial), f32ptr(y0)
+    panels = (K + {nr - 1}) // {nr}
+    up = (C + {mr - 1}) // {mr} * {mr}
+    points_at, taps_at = local_f32({PLANES * nr}), local_f32({9 * nr})
+    points, taps = f32ptr(points_at), f32ptr(taps_at)
+    total = panels * C
+    for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
+        panel = q // C
+        c = q % C
+        for chunk in range(chunks):
+            for point in range({PLANES}):
+                at = (((chunk * panels + panel) * {PLANES} + point) * up + c) * {nr}
+                for j in range({nr}):
+                    before = points[point * {nr} + j] if chunk > 0 else f32(0)
+                    points[point * {nr} + j] = before + src[at + j]
+        for v in range({tile.nv}):
+            weights_of_points_{width}(points_at + {4 * width} * v, i64({4 * nr}),
+                                      taps_at + {4 * width} * v, i64({12 * nr}), i64({4 * nr}))
+        for j in range(min(i64({nr}), K - panel * {nr})):
+            at = ((panel * {nr} + j) * C + c) * 9
+            for e in range(9):
+                dst[at + e] = taps[e * {nr} + j]
+"""
+    text = kernel_text("Winograd: weight gradient, combined.", arguments, NOTHING, body)
+    return Template(text, arguments)
+
+
+def _indented(text: str, more: int) -> str:
+    return "\n".join(" " * more + line if line else line for line in text.split("\n"))

@@ -1,0 +1,86 @@
+"""Convolutions by 3x3 with stride 1 get Winograd's algorithm where it is the faster one.
+
+The rule counts multiply-adds. A tile of 4x4 results of one pair of channels takes 36 in place of
+144, but whole tiles cover the image, and transforms cost what some further products would: so
+many additions for each input channel and each output channel of a tile, shared by all channels on
+the other side.
+"""
+
+from __future__ import annotations
+
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Node, Value
+from lamina.compiler.ir.rewrite import rewrite
+from lamina.compiler.ir.types import Dim
+from lamina.compiler.ops.define import GraphMath, Var
+from lamina.compiler.ops.window import padding_pairs, pair
+
+TILE = 4  # rows and columns of a tile of results
+PRODUCTS = 36  # of a tile and a pair of channels
+TRANSFORM = 260  # products that a tile's transforms are worth, for each channel of either side
+GAIN = 1.1  # how many times as fast it must be by this count
+LEAST_CHANNELS = 16  # of either side: a vector
+
+
+def winograd(graph: Graph) -> Graph:
+    """Choose the algorithm of every convolution and of every gradient of its weights."""
+    return rewrite(graph, _choose)
+
+
+def _choose(builder: Builder, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
+    if node.op.name not in ("conv2d", "conv2d_weight_grad"):
+        return None
+    attrs, types = node.attributes, [builder.type(value) for value in inputs]
+    if attrs["algorithm"] != "direct" or attrs["layout"] != "nhwc":
+        return None
+    gradient = node.op.name.endswith("_grad")
+    result, weights = (types[1], node.type) if gradient else (node.type, types[1])
+    if why_direct(result.shape, weights.shape, attrs):
+        return None
+    m = GraphMath(builder)
+    x, padding = _without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
+    chosen = {**attrs, "algorithm": "winograd", "padding": padding}
+    return (m.apply(node.op, (x, Var(m, inputs[1])), chosen).value,)
+
+
+def why_direct(result: tuple[Dim, ...], weights: tuple[Dim, ...], attrs) -> str:
+    """Why a convolution (NHWC `result`, weights [K, C, KH, KW]) is direct, or "" if it is not."""
+    outputs, channels, *kernel = weights
+    if tuple(kernel) != (3, 3):
+        return f"its kernel is {kernel[0]}x{kernel[1]}, not 3x3"
+    if pair("conv2d", "stride", attrs["stride"]) != (1, 1):
+        return "its stride is not 1"
+    if pair("conv2d", "dilation", attrs["dilation"]) != (1, 1):
+        return "it is dilated"
+    if attrs["groups"] != 1:
+        return "its channels are in groups"
+    if not isinstance(outputs, int) or not isinstance(channels, int):
+        return "the number of its channels is not known when it is compiled"
+    if min(outputs, channels) < LEAST_CHANNELS:
+        return f"fewer than {LEAST_CHANNELS} channels do not fill a vector"
+    rows, columns = result[1:3]
+    gain = gain_of(rows, columns, channels, outputs)
+    return "" if gain >= GAIN else f"whole tiles and transforms leave a gain of {gain:.2f}"
+
+
+def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int) -> float:
+    """Direct multiply-adds over Winograd's with its transforms; sizes not known count as large."""
+    used = 1.0
+    for size in (rows, columns):
+        used *= size / (-(-size // TILE) * TILE) if isinstance(size, int) else 1.0
+    direct = 9 * TILE * TILE * channels * outputs * used
+    return direct / (PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs))
+
+
+def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
+    """What a border of zeros was put around, and the padding that stands for it."""
+    node = m.builder.node(x.value)
+    if node.op.name != "pad" or node.attributes["value"] != 0:
+        return x, padding
+    lo, hi, interior = (node.attributes[name] for name in ("lo", "hi", "interior"))
+    whole = all(type(amount) is int and amount >= 0 for amount in (*lo, *hi))
+    if not whole or any(interior) or lo[0] or hi[0] or lo[3] or hi[3]:
+        return x, padding
+    rows, columns = ((before + lo[axis], after + hi[axis])
+                     for axis, (before, after) in zip((1, 2), padding, strict=True))
+    return Var(m, node.inputs[0]), (rows, columns)

@@ -1,0 +1,151 @@
+"""Winograd's transforms for convolutions by 3x3 with results in tiles of 4x4: F(4x4, 3x3).
+
+Lavin and Gray (2016), after Toom, Cook and Winograd: a tile of 4x4 results needs 36 products in
+place of 144. With d a tile of 6x6 inputs, g the weights and e the gradient of a tile of results,
+
+    result = A^T [(G g G^T) * (B^T d B)] A,
+    gradient of the weights = G^T [sum over tiles of (A e A^T) * (B^T d B)] G.
+
+The points are 0, +-5/8, +-3/2 and infinity: their powers are exact in binary, and rounding errors
+are half of those of the textbook's 0, +-1, +-2. Each transform handles a vector of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from lamina.runtime.cpu.emit import F32, I64, Real, fma
+
+POINTS = 36
+_A, _B = 0.625, 1.5
+_A2, _B2 = _A * _A, _B * _B
+_SUM, _PRODUCT = _A2 + _B2, _A2 * _B2
+# What the rows of G are divided by: the products of the differences of the points.
+_ZERO, _NEAR, _FAR = 1 / _PRODUCT, 1 / (2 * _A2 * (_A2 - _B2)), 1 / (2 * _B2 * (_B2 - _A2))
+
+Line = Callable[[list[Real]], list[Real]]
+
+
+def _input(d: list[Real]) -> list[Real]:
+    """B^T: six inputs to six points."""
+    even_a, odd_a = fma(d[2], -_B2, d[4]), fma(d[1], -_B2, d[3])
+    even_b, odd_b = fma(d[2], -_A2, d[4]), fma(d[1], -_A2, d[3])
+    return [fma(d[0], _PRODUCT, fma(d[2], -_SUM, d[4])),
+            fma(odd_a, _A, even_a), fma(odd_a, -_A, even_a),
+            fma(odd_b, _B, even_b), fma(odd_b, -_B, even_b),
+            fma(d[1], _PRODUCT, fma(d[3], -_SUM, d[5]))]
+
+
+def _weights(g: list[Real]) -> list[Real]:
+    """G: three weights to six points."""
+    even_a, even_b = fma(g[2], _A2, g[0]), fma(g[2], _B2, g[0])
+    return [g[0] * _ZERO,
+            fma(g[1], _A, even_a) * _NEAR, fma(g[1], -_A, even_a) * _NEAR,
+            fma(g[1], _B, even_b) * _FAR, fma(g[1], -_B, even_b) * _FAR, g[2]]
+
+
+def _result(m: list[Real]) -> list[Real]:
+    """A^T: six points to four results."""
+    sum_a, sum_b, way_a, way_b = m[1] + m[2], m[3] + m[4], m[1] - m[2], m[3] - m[4]
+    return [m[0] + sum_a + sum_b, fma(way_b, _B, way_a * _A), fma(sum_b, _B2, sum_a * _A2),
+            fma(way_b, _B * _B2, fma(way_a, _A * _A2, m[5]))]
+
+
+def _gradient(e: list[Real]) -> list[Real]:
+    """A: the gradients of four results to six points."""
+    even_a, odd_a = fma(e[2], _A2, e[0]), fma(e[3], _A * _A2, e[1] * _A)
+    even_b, odd_b = fma(e[2], _B2, e[0]), fma(e[3], _B * _B2, e[1] * _B)
+    return [e[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, e[3]]
+
+
+def _back(p: list[Real]) -> list[Real]:
+    """G^T: six points to the gradients of three weights."""
+    sum_a, sum_b = (p[1] + p[2]) * _NEAR, (p[3] + p[4]) * _FAR
+    way_a, way_b = (p[1] - p[2]) * (_NEAR * _A), (p[3] - p[4]) * (_FAR * _B)
+    return [fma(p[0], _ZERO, sum_a + sum_b), way_a + way_b,
+            fma(sum_a, _A2, fma(sum_b, _B2, p[5]))]
+
+
+def _both_ways(line: Line, size: int, values: list[Real]) -> list[Real]:
+    """A square of size x size values, its columns transformed and then its rows."""
+    columns = [line([values[y * size + x] for y in range(size)]) for x in range(size)]
+    rows = [line([column[y] for column in columns]) for y in range(len(columns[0]))]
+    return [value for row in rows for value in row]
+
+
+class _Vectors:
+    """Loads and stores of vectors at addresses under construction."""
+
+    def __init__(self, builder: ir.IRBuilder, width: int):
+        self.b, self.kind = builder, ir.VectorType(F32, width)
+
+    def load(self, address: ir.Value) -> Real:
+        value = self.b.load(self.b.inttoptr(address, self.kind.as_pointer()))
+        value.align = 4
+        return Real(self.b, value)
+
+    def store(self, value: Real, address: ir.Value) -> None:
+        self.b.store(value.v, self.b.inttoptr(address, self.kind.as_pointer())).align = 4
+
+    def behind(self, address: ir.Value, step: ir.Value, count: int) -> ir.Value:
+        """`count` steps behind an address."""
+        return self.b.add(address, self.b.mul(step, ir.Constant(I64, count)))
+
+
+def _from_pixels(line: Line, size: int, width: int):
+    """transform(pixels, at, out, step): from size x size pixels to 36 points.
+
+    `pixels` is the address of the addresses of the pixels; the vector lies `at` bytes behind each.
+    Point i goes to `out` + i * `step` bytes.
+    """
+
+    @intrinsic
+    def transform(_, pixels, at, out, step):
+        def generate(context, builder, signature, args):
+            pixels, at, out, step = args
+            vectors = _Vectors(builder, width)
+            table = builder.inttoptr(pixels, I64.as_pointer())
+            values = [vectors.load(builder.add(
+                builder.load(builder.gep(table, [ir.Constant(I64, i)])), at))
+                for i in range(size * size)]
+            for i, value in enumerate(_both_ways(line, size, values)):
+                vectors.store(value, vectors.behind(out, step, i))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), generate
+
+    return transform
+
+
+def _between(line: Line, size: int, results: int, width: int):
+    """transform(source, step, out, row, column): from size x size vectors to results x results.
+
+    Vector i lies at `source` + i * `step` bytes; (y, x) goes to `out` + y * `row` + x * `column`.
+    """
+
+    @intrinsic
+    def transform(_, source, step, out, row, column):
+        def generate(context, builder, signature, args):
+            source, step, out, row, column = args
+            vectors = _Vectors(builder, width)
+            values = [vectors.load(vectors.behind(source, step, i)) for i in range(size * size)]
+            for i, value in enumerate(_both_ways(line, size, values)):
+                y, x = divmod(i, results)
+                vectors.store(value, vectors.behind(vectors.behind(out, row, y), column, x))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return transform
+
+
+_WIDTHS = (4, 8, 16)
+POINTS_OF_INPUT = tuple(_from_pixels(_input, 6, width) for width in _WIDTHS)
+POINTS_OF_GRADIENT = tuple(_from_pixels(_gradient, 4, width) for width in _WIDTHS)
+POINTS_OF_WEIGHTS = tuple(_between(_weights, 3, 6, width) for width in _WIDTHS)
+RESULTS_OF_POINTS = tuple(_between(_result, 6, 4, width) for width in _WIDTHS)
+WEIGHTS_OF_POINTS = tuple(_between(_back, 6, 3, width) for width in _WIDTHS)
