@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lamina.compiler.ir.types import Dim, to_size
 from lamina.compiler.lower.loops import Access, LoopProgram, Reduction, Statement
-from lamina.compiler.lower.templates.text import simd_import
+from lamina.compiler.lower.templates.text import imports
 from lamina.compiler.ops.random import LOW, WEYL
 from lamina.runtime.program import Size
 
@@ -83,7 +83,7 @@ class Text:
             head.append(f"    {name} = a[{len(args)}]")
             args.append(("size", size))
         text = "\n".join(head + self.lines)
-        source = (f'"""{title}"""\n\n{simd_import(text)}\n\n\n'
+        source = (f'"""{title}"""\n\n{imports(text)}\n\n\n'
                   f"def kernel(args, tid, nthreads):\n{text}\n")
         return Emitted(source, tuple(args), work)
 

@@ -1,4 +1,4 @@
-"""What kernel texts may use: pointers, vectorisable mathematics, random bits, the GEMM tile.
+"""What kernel texts may use: pointers, vectorisable mathematics, random bits, hints, barriers.
 
 Everything here is a Numba intrinsic that emits LLVM instructions into the kernel. The float32
 functions are branch-free, so that loops over them vectorise; they propagate NaN and infinities
@@ -9,7 +9,7 @@ as NumPy does and keep these bounds against the exact value (float32, measured b
 (`sin` and `cos` up to |x| = 1e13; beyond that only the range [-1, 1] is kept.) Given float64
 the same names call the C library.
 
-Kernel texts import names from here and nothing else:
+Kernel texts import names from here, from `tiles` and from `winograd`, and nothing else:
 
     f32, f64, i32, i64, u8                      number types, for constants and casts
     f32ptr(address) ... u8ptr(address)          typed pointers, indexed by integers
@@ -19,11 +19,6 @@ Kernel texts import names from here and nothing else:
     plus(a, b)                                  a sum whose order is free, for reductions
     exp, log, tanh, sigmoid, erf, sqrt, rsqrt, pow, sin, cos, log1p, expm1, floor
     philox_key(seed, counter), philox_uniform(key, index)   float32 in [0, 1)
-    tile_6x2_8(...) and its relatives           the batch-reduce GEMM tile, see `_tile`
-    part_6x2_8(high, ...) and its relatives     the first `high` of its rows, see `_part`
-    listed_6x2_8(...) and its relatives         the same over listed places, see `_listed`
-    points_of_input_8(...) and its relatives    Winograd's transforms, see `winograd`
-    move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
     fetch_line(address), claim_line(address)    a cache line that will be read or written soon
     split(units, panels, tid, nthreads)         a thread's part of the work
     call_kernel(function, args, tid, nthreads)  call the kernel at an address
@@ -41,7 +36,6 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from lamina.runtime.cpu import winograd
 from lamina.runtime.cpu.emit import (
     F32,
     F64,
@@ -51,7 +45,6 @@ from lamina.runtime.cpu.emit import (
     Real,
     declare,
     fma,
-    fused,
     nearest,
     polynomial,
     power_of_two,
@@ -567,254 +560,6 @@ def philox_uniform(_, key, index):
 
     return types.float32(types.int64, types.int64), generate
 
-
-# --- the batch-reduce GEMM tile --------------------------------------------------------------
-
-
-class _Loop:
-    """A counted loop under construction whose named values become phis (via mem2reg)."""
-
-    def __init__(self, builder: ir.IRBuilder, count: ir.Value, starts: list[ir.Value]):
-        self.builder, self.count = builder, count
-        self.slots = [cgutils.alloca_once(builder, start.type) for start in starts]
-        for slot, start in zip(self.slots, starts, strict=True):
-            builder.store(start, slot)
-
-    def run(self, steps: list[ir.Value], body) -> None:
-        """Emit `body(values)` count times; after each turn every value grows by its step."""
-        b = self.builder
-        with cgutils.for_range(b, self.count, intp=I64):
-            values = [b.load(slot) for slot in self.slots]
-            body(values)
-            for slot, value, step in zip(self.slots, values, steps, strict=True):
-                b.store(b.add(value, step), slot)
-
-
-class _Tile:
-    """A register tile under construction: mr rows of nv vectors of `width` running sums."""
-
-    def __init__(self, builder: ir.IRBuilder, shape: tuple[int, int, int], lanes: bool,
-                 rows: ir.Value, weights: ir.Value):
-        self.b, self.lanes = builder, lanes
-        self.mr, self.nv, self.width = shape
-        self.vector = ir.VectorType(F32, self.width)
-        table = builder.inttoptr(rows, I64.as_pointer())
-        bases = [builder.load(builder.gep(table, [ir.Constant(I64, m)])) for m in range(self.mr)]
-        self.bases = [builder.inttoptr(base, F32.as_pointer()) for base in bases]
-        self.weights = builder.inttoptr(weights, F32.as_pointer())
-        zero = ir.Constant(self.vector, [0.0] * self.width)
-        self.cells = [[cgutils.alloca_once(builder, self.vector) for _ in range(self.nv)]
-                      for _ in range(self.mr)]
-        for cell in (cell for row in self.cells for cell in row):
-            builder.store(zero, cell)
-
-    def step(self, at_a: ir.Value, at_b: ir.Value) -> None:
-        """Add the products of A's elements at `at_a` floats from each row and B's row at `at_b`."""
-        b = self.b
-        columns = [self._load(self.weights, at_b, v) for v in range(self.nv)]
-        for base, row in zip(self.bases, self.cells, strict=True):
-            if self.lanes:
-                factors = [self._load(base, at_a, v) for v in range(self.nv)]
-            else:
-                factors = [self._splat(b.load(b.gep(base, [at_a])))] * self.nv
-            for factor, column, cell in zip(factors, columns, row, strict=True):
-                b.store(fused(factor, column, b.load(cell), b), cell)
-
-    def finish(self, result: ir.Value, stride: ir.Value, accumulate: ir.Value) -> None:
-        """Write the sums to address `result`, or add them to what is there."""
-        b = self.b
-        out = b.inttoptr(result, F32.as_pointer())
-        places = []
-        for m, row in enumerate(self.cells):
-            for v, cell in enumerate(row):
-                offset = b.add(b.mul(stride, ir.Constant(I64, m)),
-                               ir.Constant(I64, v * self.width))
-                places.append((b.bitcast(b.gep(out, [offset]), self.vector.as_pointer()), cell))
-        with b.if_then(accumulate):
-            for place, cell in places:
-                value = b.load(place)
-                value.align = 4
-                b.store(b.fadd(value, b.load(cell)), cell)
-        for place, cell in places:
-            b.store(b.load(cell), place).align = 4
-
-    def _load(self, base: ir.Value, index: ir.Value, v: int) -> ir.Value:
-        b = self.b
-        at = b.gep(base, [b.add(index, ir.Constant(I64, v * self.width))])
-        value = b.load(b.bitcast(at, self.vector.as_pointer()))
-        value.align = 4
-        return value
-
-    def _splat(self, value: ir.Value) -> ir.Value:
-        blank = ir.Constant(self.vector, ir.Undefined)
-        one = self.b.insert_element(blank, value, ir.Constant(I32, 0))
-        mask = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
-        return self.b.shuffle_vector(one, blank, mask)
-
-
-def _tile(mr: int, nv: int, width: int, lanes: bool):
-    """The tile of mr rows by nv vectors of `width` floats, as an intrinsic.
-
-    tile(rows, n0, n1, n2, a0, a1, a2, b, b0, b1, b2, c, stride, accumulate):
-    C[m, :] (+)= sum over r0 < n0, r1 < n1, r2 < n2 of A_m[r0 a0 + r1 a1 + r2 a2] * B[r0 b0 +
-    r1 b1 + r2 b2, :], where `rows` is the address of mr int64 addresses of A's rows, `b` that of
-    B, `c` that of the result with `stride` floats between rows; strides count floats. With
-    `lanes` A_m is read as nv vectors (elementwise product, for depthwise convolution), else as
-    one float. The sum runs in the order of (r0, r1, r2), whatever the tile; it starts from zero
-    and is added to C at its end, so that a long sum cut into calls is a sum of short ones.
-    """
-
-    def generate(context, b, signature, args):
-        _reduce_over(b, (mr, nv, width), lanes, args)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def tile(_, rows, n0, n1, n2, a0, a1, a2, b, b0, b1, b2, c, stride, accumulate):
-        return types.void(*[types.int64] * 13, types.boolean), generate
-
-    return tile
-
-
-def _reduce_over(b: ir.IRBuilder, shape: tuple[int, int, int], lanes: bool, args) -> None:
-    """Emit the loops of a tile (see `_tile`) of mr rows by nv vectors of width."""
-    rows, n0, n1, n2, a0, a1, a2, weights, b0, b1, b2, c, stride, accumulate = args
-    tile = _Tile(b, shape, lanes, rows, weights)
-
-    def middle(values):
-        _Loop(b, n2, values).run([a2, b2], lambda inner: tile.step(*inner))
-
-    def outer(values):
-        _Loop(b, n1, values).run([a1, b1], middle)
-
-    start = ir.Constant(I64, 0)
-    _Loop(b, n0, [start, start]).run([a0, b0], outer)
-    tile.finish(c, stride, accumulate)
-
-
-def _part(heights: tuple[int, ...], nv: int, width: int):
-    """part(high, rows, n0 ...): the tile of as many rows, or of the next greater of `heights`.
-
-    So few rows need less than a whole tile's time. `heights` fall; every result has the same bits
-    in all of them.
-    """
-
-    def generate(context, b, signature, args):
-        high, *rest = args
-
-        def choose(fit: tuple[int, ...]) -> None:
-            if len(fit) == 1:
-                _reduce_over(b, (fit[0], nv, width), False, rest)
-                return
-            above = b.icmp_signed(">", high, ir.Constant(I64, fit[1]))
-            with b.if_else(above) as (this, lower):
-                with this:
-                    _reduce_over(b, (fit[0], nv, width), False, rest)
-                with lower:
-                    choose(fit[1:])
-
-        choose(heights)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def part(_, high, rows, n0, n1, n2, a0, a1, a2, b, b0, b1, b2, c, stride, accumulate):
-        return types.void(*[types.int64] * 14, types.boolean), generate
-
-    return part
-
-
-def _listed(mr: int, nv: int, width: int):
-    """The tile whose sum runs over listed places of A, as an intrinsic.
-
-    listed(rows, places, count, b, c, accumulate): C[m, :] (+)= sum over r < count of
-    A_m[places[r]] * B[r, :]; `places` is the address of int64s that count floats, B's rows follow
-    each other, and so do C's.
-    """
-
-    def generate(context, b, signature, args):
-        rows, places, count, weights, c, accumulate = args
-        tile = _Tile(b, (mr, nv, width), False, rows, weights)
-        table = b.inttoptr(places, I64.as_pointer())
-        start, row = ir.Constant(I64, 0), ir.Constant(I64, nv * width)
-        _Loop(b, count, [start, start]).run(
-            [ir.Constant(I64, 1), row],
-            lambda values: tile.step(b.load(b.gep(table, [values[0]])), values[1]))
-        tile.finish(c, row, accumulate)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def listed(_, rows, places, count, b, c, accumulate):
-        return types.void(*[types.int64] * 5, types.boolean), generate
-
-    return listed
-
-
-# Rows x vectors for each width; 16-wide hosts have 32 registers, the others are taken to have 16.
-tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
-tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
-tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
-part_6x2_4, part_8x1_4 = _part((6, 4), 2, 4), _part((8, 4), 1, 4)
-part_6x2_8, part_8x1_8 = _part((6, 4), 2, 8), _part((8, 4), 1, 8)
-part_14x2_16, part_16x1_16 = _part((14, 11, 8, 4), 2, 16), _part((16, 8, 4), 1, 16)
-listed_6x2_4, listed_8x1_4 = _listed(6, 2, 4), _listed(8, 1, 4)
-listed_6x2_8, listed_8x1_8 = _listed(6, 2, 8), _listed(8, 1, 8)
-listed_14x2_16, listed_16x1_16 = _listed(14, 2, 16), _listed(16, 1, 16)
-lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
-lanes_8x1_4, lanes_8x1_8, lanes_8x1_16 = (_tile(8, 1, width, True) for width in (4, 8, 16))
-
-
-def _mover(nv: int, width: int):
-    """move(to, from): copy nv vectors of `width` floats between two int64 addresses."""
-    vector = ir.VectorType(F32, width)
-
-    @intrinsic
-    def move(_, to, source):
-        def generate(context, builder, signature, args):
-            to, source = (builder.inttoptr(arg, vector.as_pointer()) for arg in args)
-            places = [ir.Constant(I64, v) for v in range(nv)]
-            values = [builder.load(builder.gep(source, [place])) for place in places]
-            for place, value in zip(places, values, strict=True):
-                value.align = 4
-                builder.store(value, builder.gep(to, [place])).align = 4
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), generate
-
-    return move
-
-
-def _filler(nv: int, width: int):
-    """fill(to, value): nv vectors of `width` floats, all equal to `value`."""
-    vector = ir.VectorType(F32, width)
-
-    @intrinsic
-    def fill(_, to, value):
-        def generate(context, builder, signature, args):
-            to = builder.inttoptr(args[0], vector.as_pointer())
-            blank = ir.Constant(vector, ir.Undefined)
-            one = builder.insert_element(blank, args[1], ir.Constant(I32, 0))
-            mask = ir.Constant(ir.VectorType(I32, width), [0] * width)
-            all_ = builder.shuffle_vector(one, blank, mask)
-            for v in range(nv):
-                builder.store(all_, builder.gep(to, [ir.Constant(I64, v)])).align = 4
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.float32), generate
-
-    return fill
-
-
-move_1_4, move_2_4, fill_1_4, fill_2_4 = _mover(1, 4), _mover(2, 4), _filler(1, 4), _filler(2, 4)
-move_1_8, move_2_8, fill_1_8, fill_2_8 = _mover(1, 8), _mover(2, 8), _filler(1, 8), _filler(2, 8)
-move_1_16, move_2_16 = _mover(1, 16), _mover(2, 16)
-fill_1_16, fill_2_16 = _filler(1, 16), _filler(2, 16)
-
-# --- Winograd's transforms ---------------------------------------------------------------------
-
-points_of_input_4, points_of_input_8, points_of_input_16 = winograd.POINTS_OF_INPUT
-points_of_gradient_4, points_of_gradient_8, points_of_gradient_16 = winograd.POINTS_OF_GRADIENT
-points_of_weights_4, points_of_weights_8, points_of_weights_16 = winograd.POINTS_OF_WEIGHTS
-results_of_points_4, results_of_points_8, results_of_points_16 = winograd.RESULTS_OF_POINTS
-weights_of_points_4, weights_of_points_8, weights_of_points_16 = winograd.WEIGHTS_OF_POINTS
 
 # --- the division of work -----------------------------------------------------------------------
 

@@ -144,8 +144,13 @@ def _between(line: Line, size: int, results: int, width: int):
 
 
 _WIDTHS = (4, 8, 16)
-POINTS_OF_INPUT = tuple(_from_pixels(_input, 6, width) for width in _WIDTHS)
-POINTS_OF_GRADIENT = tuple(_from_pixels(_gradient, 4, width) for width in _WIDTHS)
-POINTS_OF_WEIGHTS = tuple(_between(_weights, 3, 6, width) for width in _WIDTHS)
-RESULTS_OF_POINTS = tuple(_between(_result, 6, 4, width) for width in _WIDTHS)
-WEIGHTS_OF_POINTS = tuple(_between(_back, 6, 3, width) for width in _WIDTHS)
+points_of_input_4, points_of_input_8, points_of_input_16 = (
+    _from_pixels(_input, 6, width) for width in _WIDTHS)
+points_of_gradient_4, points_of_gradient_8, points_of_gradient_16 = (
+    _from_pixels(_gradient, 4, width) for width in _WIDTHS)
+points_of_weights_4, points_of_weights_8, points_of_weights_16 = (
+    _between(_weights, 3, 6, width) for width in _WIDTHS)
+results_of_points_4, results_of_points_8, results_of_points_16 = (
+    _between(_result, 6, 4, width) for width in _WIDTHS)
+weights_of_points_4, weights_of_points_8, weights_of_points_16 = (
+    _between(_back, 6, 3, width) for width in _WIDTHS)

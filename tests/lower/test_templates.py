@@ -3,6 +3,7 @@
 Each case runs on 1, 2 and 3 threads with memory checks and must give the same bits.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -527,12 +528,13 @@ def test_max_pool_special_values(kernel_cache):
 
 def test_names_match_the_runtime():
     """The compiler lists what kernel texts may import without importing Numba; it must be right."""
-    from lamina.runtime.cpu import simd
-
-    assert [name for name in text.NAMES if not hasattr(simd, name)] == []
+    for module, names in text.NAMES.items():
+        offered = importlib.import_module(f"lamina.runtime.cpu.{module}")
+        assert [name for name in names if not hasattr(offered, name)] == []
     for width in (4, 8, 16):
-        for tile in (text.wide_tile(width), text.narrow_tile(width), text.lanes_tile(width)):
-            assert tile.name in text.NAMES
+        for tile in (text.wide_tile(width), text.narrow_tile(width)):
+            assert {tile.name, tile.part, tile.listed} <= {*text.NAMES["tiles"]}
+        assert text.lanes_tile(width).name in text.NAMES["tiles"]
 
 
 def test_bad_epilogues_are_refused():

@@ -12,24 +12,31 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# What `lamina.runtime.cpu.simd` offers to kernel texts (a test compares the two).
+# What modules of `lamina.runtime.cpu` offer to kernel texts (a test compares the two).
 # fmt: off
-NAMES = (
-    "barrier", "call_kernel", "claim_line", "cos", "erf", "exp", "expm1", "f32", "f32mem", "f32ptr",
-    "f64", "f64mem", "f64ptr", "fetch_line", "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16",
-    "fill_2_4", "fill_2_8", "floor", "i32", "i32mem", "i32ptr", "i64", "i64mem", "i64ptr",
-    "lanes_4x2_16", "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
-    "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8", "listed_8x1_4",
-    "listed_8x1_8", "local_f32", "local_i64", "log", "log1p", "maximum", "minimum", "move_1_16",
-    "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8", "part_14x2_16", "part_16x1_16",
-    "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8", "philox_key", "philox_uniform", "plus",
-    "points_of_gradient_16", "points_of_gradient_4", "points_of_gradient_8", "points_of_input_16",
-    "points_of_input_4", "points_of_input_8", "points_of_weights_16", "points_of_weights_4",
-    "points_of_weights_8", "pow", "results_of_points_16", "results_of_points_4",
-    "results_of_points_8", "rsqrt", "select", "sigmoid", "sin", "split", "sqrt", "tanh", "ticks",
-    "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8", "u8",
-    "u8mem", "u8ptr", "weights_of_points_16", "weights_of_points_4", "weights_of_points_8",
-)
+NAMES = {
+    "simd": (
+        "barrier", "call_kernel", "claim_line", "cos", "erf", "exp", "expm1", "f32", "f32mem",
+        "f32ptr", "f64", "f64mem", "f64ptr", "fetch_line", "floor", "i32", "i32mem", "i32ptr",
+        "i64", "i64mem", "i64ptr", "local_f32", "local_i64", "log", "log1p", "maximum", "minimum",
+        "philox_key", "philox_uniform", "plus", "pow", "rsqrt", "select", "sigmoid", "sin", "split",
+        "sqrt", "tanh", "ticks", "u8", "u8mem", "u8ptr",
+    ),
+    "tiles": (
+        "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8", "lanes_4x2_16",
+        "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
+        "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8", "listed_8x1_4",
+        "listed_8x1_8", "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
+        "part_14x2_16", "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8",
+        "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8",
+    ),
+    "winograd": (
+        "points_of_gradient_16", "points_of_gradient_4", "points_of_gradient_8",
+        "points_of_input_16", "points_of_input_4", "points_of_input_8", "points_of_weights_16",
+        "points_of_weights_4", "points_of_weights_8", "results_of_points_16", "results_of_points_4",
+        "results_of_points_8", "weights_of_points_16", "weights_of_points_4", "weights_of_points_8",
+    ),
+}
 # fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
 LINE = 64  # bytes of a cache line
@@ -104,7 +111,7 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """The intrinsic's name in `simd`."""
+        """The intrinsic's name in `tiles`."""
         return f"{self.kind}_{self.mr}x{self.nv}_{self.width}"
 
     @property
@@ -119,7 +126,7 @@ class Tile:
 
     @property
     def row(self) -> str:
-        """How `simd` names what handles one row of the tile: move_<row>, fill_<row>."""
+        """How `tiles` names what handles one row of the tile: move_<row>, fill_<row>."""
         return f"{self.nv}_{self.width}"
 
 
@@ -169,14 +176,16 @@ def kernel_text(
         if operand.access == "scalar":
             lines.append(f"    x{index} = {_load(operand, index, '0')}")
     text = "\n".join(["    block = i64ptr(args)", *lines, body.strip("\n"), ""])
-    head = f'"""{doc}"""\n\n{simd_import(text)}\n\n'
+    head = f'"""{doc}"""\n\n{imports(text)}\n\n'
     return f"{head}{fastmath}\ndef kernel(args, tid, nthreads):\n{text}"
 
 
-def simd_import(text: str) -> str:
-    """The import line for the names that a kernel's text uses."""
+def imports(text: str) -> str:
+    """The import lines for the names that a kernel's text uses."""
     words = set(re.findall(r"[A-Za-z_]\w*", text))
-    return f"from lamina.runtime.cpu.simd import {', '.join(n for n in NAMES if n in words)}"
+    used = {module: [name for name in names if name in words] for module, names in NAMES.items()}
+    return "\n".join(f"from lamina.runtime.cpu.{module} import {', '.join(names)}"
+                     for module, names in used.items() if names)
 
 
 def _typed(epilogue: Epilogue) -> dict[str, str]:

@@ -18,7 +18,7 @@ from lamina.compiler.lower.templates.text import (
     kernel_text,
 )
 
-BLOCK = 42  # tiles of a block: whole register tiles of 6 and of 14 rows
+BLOCK = 28  # tiles of a block: their planes should stay in the second-level cache
 ACROSS = 3  # neighbouring tiles whose rows of results are finished together
 KC = 256  # longest stretch of channels that is summed at once
 PLANES = 36
@@ -193,7 +193,8 @@ def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
 def weight_grad(tile: Tile) -> Template:
     """Partial sums of the weight gradient at the 36 points, one for each chunk of tiles.
 
-    partial[chunk][panel][point][c][j], with `sum_floats` floats for each chunk. dy is dense NHWC.
+    partial[chunk][panel][c // mr][point][c % mr][j], with `sum_floats` floats for each chunk. dy is
+    dense NHWC.
     """
     mr, nr, width = tile.mr, tile.nr, tile.width
     arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
@@ -226,13 +227,13 @@ def weight_grad(tile: Tile) -> Template:
                             products + 4 * (t * {nr} + v * {width}), i64({4 * BLOCK * nr}))
                 for point in range({PLANES}):
                     b_at = products + 4 * point * {BLOCK * nr}
-                    sums = partial + 4 * ((u * panels + p) * {PLANES} + point) * up * {nr}
+                    sums = partial + 4 * ((u * panels + p) * {PLANES} * up + point * {mr}) * {nr}
                     for c in range(0, C, {mr}):
                         for m in range({mr}):
                             rows[m] = planes + 4 * (point * {BLOCK} * row_floats + c + m)
                         {tile.part}(min(i64({mr}), C - c), rows_at, i64(1), i64(1), count, i64(0),
                             i64(0), row_floats, b_at, i64(0), i64(0), i64({nr}),
-                            sums + 4 * c * {nr}, i64({nr}), first > begin)
+                            sums + {4 * PLANES * nr} * c, i64({nr}), first > begin)
 """
     text = kernel_text("Winograd: weight gradient, partial sums.", arguments, NOTHING, body)
     return Template(text, arguments)
@@ -254,7 +255,8 @@ def combine_weight_grad(tile: Tile) -> Template:
         c = q % C
         for chunk in range(chunks):
             for point in range({PLANES}):
-                at = (((chunk * panels + panel) * {PLANES} + point) * up + c) * {nr}
+                block = ((chunk * panels + panel) * up + c // {mr} * {mr}) * {PLANES}
+                at = (block + point * {mr} + c % {mr}) * {nr}
                 for j in range({nr}):
                     before = points[point * {nr} + j] if chunk > 0 else f32(0)
                     points[point * {nr} + j] = before + src[at + j]
