@@ -87,6 +87,21 @@ def _read_after(body: Graph, node: Node, anchor: Node) -> bool:
     return any(user.id != anchor.id for user in body.users(node.id))
 
 
+def reads_its_own_element(low: Lowering, node: Node, value: Value) -> bool:
+    """Whether the end of a contraction reads of `value` the elements that it writes, and no other.
+
+    Then the result may take the place of `value`. A result as narrow as a register tile is written
+    in whole rows of the tile, which would reach into the next row before it was read.
+    """
+    assert node.body is not None
+    body, columns = node.body, node.type.shape[-1]
+    anchor = next(n for n in body.nodes if n.op.name in ANCHORS)
+    if not isinstance(columns, int) or columns <= _tile(low, columns).nr:
+        return False
+    return all(body.type(inner).shape == anchor.type.shape and inner not in anchor.inputs
+               for name, inner in body.inputs.items() if node.inputs[int(name[1:])] == value)
+
+
 @dataclass(frozen=True, slots=True)
 class _Memory:
     """A buffer by number, as an argument."""

@@ -224,7 +224,7 @@ def _aim_outputs(low: Lowering) -> None:
         if value in low.targets or not writes:
             continue
         if name.startswith(UPDATE):
-            if _can_update_in_place(low.graph, node, name.removeprefix(UPDATE)):
+            if _can_update_in_place(low, node, name.removeprefix(UPDATE)):
                 low.targets[value] = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
             continue
         low.targets[value] = _output_buffer(low, name, low.graph.type(value))
@@ -236,13 +236,17 @@ def _output_buffer(low: Lowering, name: str, type: TensorType) -> View:
     return views.dense(len(low.buffers) - 1, type.shape, type.dtype)
 
 
-def _can_update_in_place(graph: Graph, node: Node, key: str) -> bool:
-    """Whether `node` may overwrite parameter `key`: elementwise, and the last to read it."""
-    if node.op.name != "fused" or node.attributes["pattern"] != "loop" or node.body is None:
+def _can_update_in_place(low: Lowering, node: Node, key: str) -> bool:
+    """Whether `node` may overwrite parameter `key`: element by element, and the last to read it."""
+    graph = low.graph
+    if node.op.name != "fused" or node.body is None:
         return False
     if any(n.op.kind == "reduce" for n in node.body.nodes):
         return False
     param = graph.params[key]
+    if node.attributes["pattern"] == "epilogue" and \
+            not contractions.reads_its_own_element(low, node, param):
+        return False
     readers, views_of_it = _readers(graph, param)
     if any(value in views_of_it for _, value in graph.outputs):
         return False  # the old value is still to be given out

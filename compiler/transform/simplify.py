@@ -193,6 +193,15 @@ def transpose_twice(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None
                        perm=tuple(first[axis] for axis in node.attributes["perm"]))
 
 
+def transpose_of_product(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
+    """(A B)^T = B^T A^T: a product is laid out as it is wanted, its operands are read either way."""
+    inner = _producer(xs[0], "matmul")
+    if inner is None or node.type.rank != 2:
+        return None
+    a, b = (m.transpose(_operand(xs[0], inner, index), perm=(1, 0)) for index in (0, 1))
+    return m.matmul(b, a)
+
+
 def transpose_of_ones(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
     """Moving only axes of size 1 is a reshape."""
     moved = [axis for axis in node.attributes["perm"] if xs[0].shape[axis] != 1]
@@ -255,7 +264,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "div": (divide_one,), "neg": (negate_twice,), "select": (select_same,), "cast": (same_dtype,),
     "reshape": (same_shape, reshape_twice, reshape_of_broadcast_scalar),
     "broadcast_to": (same_shape, broadcast_twice),
-    "transpose": (identity_transpose, transpose_twice, transpose_of_ones,
+    "transpose": (identity_transpose, transpose_twice, transpose_of_ones, transpose_of_product,
                   reshape_of_broadcast_scalar),
     "reduce_sum": (sum_of_nothing, sum_of_reshape),
     "reduce_max": (sum_of_nothing, sum_of_reshape),
