@@ -33,7 +33,6 @@ from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
 from lamina.runtime.program import ITEM_BYTES, THREADS, Size
 
-UNPACKED_COLUMNS = 256  # a row-major operand wider than this is packed, to spare the TLB
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
 WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
 
@@ -186,13 +185,12 @@ def _matmul(low: Lowering, finish: Finish) -> None:
     b = _batched(low, low.view(finish.operands[1]), out)
     batch, rows, columns, depth = product(out[:-2]), out[-2], out[-1], a.shape[-1]
     tile = _tile(low, columns)
-    direct = b.strides[2] == 1 and isinstance(columns, int) and columns <= UNPACKED_COLUMNS
-    if direct:
-        where: Values = {"b": b, "b_batch": b.strides[0], "b_panel": tile.nr,
-                                    "b_k": b.strides[1]}
-    else:
+    where: Values = {"b": b, "b_batch": b.strides[0], "b_panel": b.strides[2] * tile.nr,
+                     "b_k": b.strides[1], "b_column": b.strides[2]}
+    if low.lies_still(b):  # what every round of a loop reads is packed once, before it
         packed, one = _pack_columns(low, b, batch, depth, columns, tile)
-        where = {"b": packed, "b_batch": one, "b_panel": depth * tile.nr, "b_k": tile.nr}
+        where = {"b": packed, "b_batch": one, "b_panel": depth * tile.nr, "b_k": tile.nr,
+                 "b_column": 1}
     values = {"a": a, **where, "batch": batch, "M": rows, "N": columns, "K": depth,
               "a_batch": a.strides[0], "a_row": a.strides[1], "a_k": a.strides[2],
               **_epilogue_values(finish)}

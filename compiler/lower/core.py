@@ -63,11 +63,15 @@ class Lowering:
         inner.ahead, inner.steady = [], self.steady | {view.buffer for view in steady}
         return inner
 
+    def lies_still(self, view: View) -> bool:
+        """Whether this is the body of a loop no round of which changes or moves `view`."""
+        moving = any(found.name.startswith("$") for found in symbols_of(view.offset))
+        return self.ahead is not None and view.buffer in self.steady and not moving
+
     @contextmanager
     def once(self, source: View, target: View) -> Iterator[None]:
         """Steps made inside write `target` from `source` alone: where that lies still, once."""
-        moving = any(found.name.startswith("$") for found in symbols_of(source.offset))
-        if self.ahead is None or source.buffer not in self.steady or moving:
+        if self.ahead is None or not self.lies_still(source):
             yield
             return
         steps, self.steps = self.steps, self.ahead

@@ -194,7 +194,7 @@ def transpose_twice(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None
 
 
 def transpose_of_product(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
-    """(A B)^T = B^T A^T: a product is laid out as it is wanted, its operands are read either way."""
+    """(A B)^T = B^T A^T: a product is laid out as it is wanted, operands are read either way."""
     inner = _producer(xs[0], "matmul")
     if inner is None or node.type.rank != 2:
         return None

@@ -6,6 +6,7 @@ Numba intrinsics that emit LLVM vector code. For widths of 4, 8 and 16 floats th
     part_6x2_8(high, ...) and its relatives     the first `high` of its rows, see `_part`
     listed_6x2_8(...) and its relatives         the sum over listed places, see `_listed`
     lanes_4x2_8(...) and its relatives          products of vectors, see `_tile`
+    turn_8(to, step, from, stride)              transpose 8 x 8 floats, see `_turner`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
 """
 
@@ -230,6 +231,47 @@ def _mover(nv: int, width: int):
     return move
 
 
+def _turner(width: int):
+    """turn(to, step, from, stride): a block of width x width floats, rows become columns.
+
+    Row r lies at `from` + r * `stride` bytes, column c goes to `to` + c * `step`. In each round
+    rows that are 1, 2, 4 ... apart exchange halves of blocks of that size.
+    """
+    vector = ir.VectorType(F32, width)
+
+    @intrinsic
+    def turn(_, to, step, source, stride):
+        def generate(context, builder, signature, args):
+            to, step, source, stride = args
+
+            def place(start, each, count):
+                address = builder.add(start, builder.mul(each, ir.Constant(I64, count)))
+                return builder.inttoptr(address, vector.as_pointer())
+
+            rows = [builder.load(place(source, stride, r)) for r in range(width)]
+            for row in rows:
+                row.align = 4
+            apart = 1
+            while apart < width:
+                for r in (r for r in range(width) if not r & apart):
+                    low, high = ([lane if not lane & apart else lane - apart + width
+                                  for lane in range(width)],
+                                 [lane + apart if not lane & apart else lane + width
+                                  for lane in range(width)])
+                    pair = rows[r], rows[r + apart]
+                    for target, lanes in ((r, low), (r + apart, high)):
+                        mask = ir.Constant(ir.VectorType(I32, width), lanes)
+                        rows[target] = builder.shuffle_vector(*pair, mask)
+                apart *= 2
+            for c, row in enumerate(rows):
+                builder.store(row, place(to, step, c)).align = 4
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), generate
+
+    return turn
+
+
 def _filler(nv: int, width: int):
     """fill(to, value): nv vectors of `width` floats, all equal to `value`."""
     vector = ir.VectorType(F32, width)
@@ -253,5 +295,6 @@ def _filler(nv: int, width: int):
 
 move_1_4, move_2_4, fill_1_4, fill_2_4 = _mover(1, 4), _mover(2, 4), _filler(1, 4), _filler(2, 4)
 move_1_8, move_2_8, fill_1_8, fill_2_8 = _mover(1, 8), _mover(2, 8), _filler(1, 8), _filler(2, 8)
+turn_4, turn_8, turn_16 = _turner(4), _turner(8), _turner(16)
 move_1_16, move_2_16 = _mover(1, 16), _mover(2, 16)
 fill_1_16, fill_2_16 = _filler(1, 16), _filler(2, 16)

@@ -100,6 +100,7 @@ def product(tile, a, b, cache):
                 "b_batch": 0,
                 "b_panel": k * tile.nr,
                 "b_k": tile.nr,
+                "b_column": 1,
             },
         ),
     ]
@@ -150,11 +151,30 @@ def test_gemm_transposed_batched_row_major(m, n, k, kernel_cache):
                 "b_batch": k * n,
                 "b_panel": WIDE.nr,
                 "b_k": n,
+                "b_column": 1,
             },
         )
     ]
     out = same_on_threads(calls, {"a": a, "b": b}, {"c": ("f32", (3, m, n))}, kernel_cache)
     close(out["c"], a.astype(float).transpose(0, 2, 1) @ b.astype(float), k)
+
+
+@pytest.mark.parametrize("m,n,k", [(3, 33, 20), (40, 70, 300), (1, 96, 37)])
+@pytest.mark.parametrize("layout", ["rows", "columns", "neither"])
+def test_gemm_gathers_what_lies_apart(m, n, k, layout, kernel_cache):
+    """B by rows that are far apart, by columns (blocks are transposed), and with gaps in both."""
+    rng = np.random.default_rng(m)
+    a = noise(rng, m, k)
+    whole = noise(rng, k, 400) if layout == "rows" else noise(rng, n, k) \
+        if layout == "columns" else noise(rng, n, 2 * k)
+    row, column = {"rows": (400, 1), "columns": (1, k), "neither": (2, 2 * k)}[layout]
+    calls = [(contract.gemm(STORE, WIDE),
+              {"a": "a", "b": "b", "y0": "c", "batch": 1, "M": m, "N": n, "K": k, "a_batch": 0,
+               "a_row": k, "a_k": 1, "b_batch": 0, "b_panel": WIDE.nr * column, "b_k": row,
+               "b_column": column})]
+    b = {"rows": whole[:, :n], "columns": whole.T, "neither": whole[:, ::2].T}[layout]
+    out = same_on_threads(calls, {"a": a, "b": whole}, {"c": ("f32", (m, n))}, kernel_cache)
+    close(out["c"], a.astype(float) @ b.astype(float), k)
 
 
 def test_epilogue_operands(kernel_cache):
@@ -208,6 +228,7 @@ def test_epilogue_operands(kernel_cache):
                 "b_batch": 0,
                 "b_panel": WIDE.nr,
                 "b_k": n,
+                "b_column": 1,
             },
         )
     ]

@@ -26,6 +26,7 @@ TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
 # A block of A and the sums that wait should fit the second-level cache.
 BLOCK_TILES = 16  # tiles of rows that read one panel of B
 KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
+UNPACKED = 256  # rows of B farther apart are gathered, to spare the TLB
 PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
 PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
 
@@ -82,19 +83,23 @@ def pack(tile: Tile) -> Template:
 def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     """C[batch][M][N] = A @ B, C dense, then the epilogue (row = batch * M + m, column = n).
 
-    A[b, m, k] is at a + b * a_batch + m * a_row + k * a_k, and B's panel p at b + b * b_batch
-    + p * b_panel + k * b_k + j, in floats. Packed B: b_k = nr, b_panel = K * nr, b_batch =
-    ceil(N / nr) * K * nr or 0. Row-major B[K, N]: b_k = N, b_panel = nr (at most nr - 1 floats
-    past B's end are read and not used).
+    A[b, m, k] is at a + b * a_batch + m * a_row + k * a_k, and column j of B's panel p at
+    b + b * b_batch + p * b_panel + k * b_k + j * b_column, in floats. Packed B: b_column = 1,
+    b_k = nr, b_panel = K * nr, b_batch = ceil(N / nr) * K * nr or 0. Any other B: b_panel =
+    nr * b_column; where its rows lie far apart, panels are gathered as they are needed (at most
+    nr - 1 floats past B's end are read and not used).
     """
     mr, nr = tile.mr, tile.nr
     arguments = (
         *("a", "b", "scratch"),
-        *["batch", "M", "N", "K", "a_batch", "a_row", "a_k", "b_batch", "b_panel", "b_k"],
+        *["batch", "M", "N", "K", "a_batch", "a_row", "a_k"],
+        *["b_batch", "b_panel", "b_k", "b_column"],
     )
     wide = -(-mr // tile.width)  # vectors that hold a column of A's tile
     a_floats = BLOCK_TILES * mr * PACKED_K + 2 * tile.width  # the last column moves too much
     c_floats = BLOCK_TILES * PANELS_PER_BLOCK * mr * nr
+    b_floats = KC * nr
+    width = tile.width
     # The tile's text occurs twice: with strides known when compiled its loop is a fifth shorter.
     inner = f"{tile.part}(high, rows_at, i64(1), i64(1), length, i64(0), i64(0)"
     body = f"""
@@ -107,14 +112,19 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     blocks = max(i64(1), (K + {KC - 1}) // {KC})
     depth = min(K, i64({KC}))  # not evenly: zeros at the end of a sum change no bit
     room = {PACKED_K} // max(i64(1), depth)
-    packed_a = scratch + tid * {(a_floats + c_floats) * 4}
+    packed_a = scratch + tid * {(a_floats + c_floats + b_floats) * 4}
     sums = packed_a + {a_floats * 4}
+    gathered = sums + {c_floats * 4}
+    into = f32ptr(gathered)
+    far = f32ptr(b)
+    gather = b_column != 1 or (b_k != {nr} and b_k > {UNPACKED})
+    stride = i64({nr}) if gather else b_k
     dst = f32ptr(packed_a)
     src = f32ptr(a)
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
     # Copying A's block pays when many panels read it and its rows lie far apart.
-    packing = b_k == {nr} and p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
+    packing = stride == {nr} and p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * high)) * N
@@ -157,6 +167,26 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                         next_b = b + 4 * (item * b_batch + p0 * b_panel + (k0 + depth) * b_k)
                     lines = (length * {nr * 4 // LINE} + count - 1) // count
                     width = min(i64({nr}), N - p * {nr})
+                    if gather:
+                        from_ = item * b_batch + p * b_panel + k0 * b_k
+                        done = i64(0)
+                        if b_column == 1:
+                            done = length
+                            for k in range(length):
+                                move_{tile.row}(gathered + 4 * k * {nr}, b + 4 * (from_ + k * b_k))
+                        elif b_k == 1 and width == {nr}:
+                            done = length // {width} * {width}
+                            for k in range(0, done, {width}):
+                                for v in range({tile.nv}):
+                                    turn_{width}(gathered + 4 * (k * {nr} + v * {width}),
+                                        i64({4 * nr}), b + 4 * (from_ + k + v * {width} * b_column),
+                                        4 * b_column)
+                        for k in range(done, length):
+                            for j in range({nr}):
+                                at = from_ + k * b_k + min(i64(j), width - 1) * b_column
+                                into[k * {nr} + j] = far[at]
+                        b_at = gathered
+                        lines = i64(0)
                     first_column = p * {nr}
                     for t in range(count):
                         first = (t0 + t) * high
@@ -179,11 +209,12 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                                 r = first + min(i64(m), valid - 1)
                                 rows[m] = a + 4 * (item * a_batch + r * a_row + k0 * a_k)
                             {inner}, a_k, b_at,
-                                    i64(0), i64(0), b_k, out, i64({nr}), step > 0)
+                                    i64(0), i64(0), stride, out, i64({nr}), step > 0)
                         if step == blocks - 1:
 {finish_tile(28)}
 """
-    return contraction("Matrix product.", arguments, epilogue, tile, body, a_floats + c_floats)
+    return contraction("Matrix product.", arguments, epilogue, tile, body,
+                       a_floats + c_floats + b_floats)
 
 
 def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
