@@ -124,7 +124,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
     # Copying A's block pays when many panels read it and its rows lie far apart.
-    packing = stride == {nr} and p_hi - p_lo >= 4 and (a_k != 1 or K > {KC // 2})
+    packing = stride == {nr} and p_hi - p_lo >= 8 and (a_k != 1 or K > {KC // 2})
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * high)) * N
