@@ -181,8 +181,13 @@ def _contraction(low: Lowering, node: Node) -> None:
 
 def _matmul(low: Lowering, finish: Finish) -> None:
     out = finish.anchor.type.shape
-    a = _batched(low, low.view(finish.operands[0]), out)
-    b = _batched(low, low.view(finish.operands[1]), out)
+    a, b = (low.view(value) for value in finish.operands)
+    if len(b.shape) == 2 and len(a.shape) > 2:  # one product of all rows
+        rows = product(a.shape[:-1])
+        flat = views.reshape(a, (rows, a.shape[-1]))
+        a = views.reshape(low.copy(a), (rows, a.shape[-1])) if flat is None else flat
+        out = (rows, out[-1])
+    a, b = _batched(low, a, out), _batched(low, b, out)
     batch, rows, columns, depth = product(out[:-2]), out[-2], out[-1], a.shape[-1]
     tile = _tile(low, columns)
     where: Values = {"b": b, "b_batch": b.strides[0], "b_panel": b.strides[2] * tile.nr,

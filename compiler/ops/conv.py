@@ -133,8 +133,14 @@ def _conv2d_vjp(m, ct, y, x, w, *, stride, padding, dilation, groups, layout, al
         lo.append(d * (k - 1) - before)
         # The gradient must come out at exactly the size of x, also where the stride left a rest.
         hi.append(x.shape[axis] + before - 1 - (ct.shape[axis] - 1) * s)
-    spread = _pad_spatial(m, ct, axes, lo, hi, tuple(s - 1 for s in strides))
-    dx = m.conv2d(spread, turned(m, w, groups), dilation=dilations, groups=groups, layout=layout)
+    gaps = tuple(s - 1 for s in strides)
+    if kernel == (1, 1):  # zeros between pixels stay zeros
+        dx = m.conv2d(ct, turned(m, w, groups), groups=groups, layout=layout)
+        dx = _pad_spatial(m, dx, axes, lo, hi, gaps)
+    else:
+        spread = _pad_spatial(m, ct, axes, lo, hi, gaps)
+        dx = m.conv2d(spread, turned(m, w, groups), dilation=dilations, groups=groups,
+                      layout=layout)
     dw = m.conv2d_weight_grad(x, ct, kernel=kernel, stride=strides, padding=border,
                               dilation=dilations, groups=groups, layout=layout)
     return dx, dw

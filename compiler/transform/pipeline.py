@@ -14,6 +14,7 @@ from lamina.compiler.ops.control import SCAN
 from lamina.compiler.transform.decompose import decompose
 from lamina.compiler.transform.fuse import fuse
 from lamina.compiler.transform.layout import channels_last
+from lamina.compiler.transform.pointwise import pointwise
 from lamina.compiler.transform.scans import has_scans, leave_loops
 from lamina.compiler.transform.simplify import simplify
 from lamina.compiler.transform.winograd import winograd
@@ -53,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("decompose", in_scans(decompose), optional=False),
     Pass("simplify-again", in_scans(simplify)),
     Pass("layout", in_scans(channels_last)),
+    Pass("pointwise", in_scans(pointwise)),
     Pass("winograd", in_scans(winograd)),
     Pass("fuse", in_scans(fuse)),
 )
