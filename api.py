@@ -49,7 +49,7 @@ from lamina.compiler.options import TARGETS, Options, from_environment
 from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
-from lamina.compiler.transform.pipeline import Stage, run_passes
+from lamina.compiler.transform.pipeline import Stage, optional, run_passes
 from lamina.compiler.transform.training import Rule, trainable, training_step
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
@@ -96,7 +96,8 @@ def make_runner(graph: Graph, options: Options) -> Runner:
         return Interpreter(graph)
     if options.target != "cpu":
         raise ValueError(f"no target is named {options.target!r}; targets: {', '.join(TARGETS)}")
-    return Executor(compile_graph(graph), options.threads, options.cache_folder)
+    return Executor(compile_graph(graph, optional(options.skip)), options.threads,
+                    options.cache_folder)
 
 
 class File:

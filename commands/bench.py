@@ -53,6 +53,7 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     return {
         "model": net.definition.name, "target": options.target, "mode": mode, "batch": batch,
         "input": _sizes_text(forward, batch), "threads": getattr(runner, "threads", 1),
+        "left_out": " ".join(sorted(options.skip)) or None,
         "median_s": median, "min_s": least, "compile_s": compiled, "start_s": started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
         "arena_mb": _arena(runner, program, batch), "gflops": float(flops) / median / 1e9,

@@ -1,7 +1,8 @@
 """Options of one process: the only reader of environment variables.
 
-LAMINA_CACHE is the folder of compiled kernels, LAMINA_THREADS the number of threads, and
-NO_COLOR (https://no-color.org) turns colours off.
+LAMINA_CACHE is the folder of compiled kernels, LAMINA_THREADS the number of threads, LAMINA_SKIP
+names optional passes that the compiler leaves out, for example winograd, and NO_COLOR
+(https://no-color.org) turns colours off.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to compile and run. `threads` and `cache_folder` None: as the machine suggests."""
+    """How to compile and run. `threads` and `cache_folder` None: as the machine suggests.
+
+    `skip` names passes that are left out (see `lamina show --help` for their names).
+    """
 
     target: str = "cpu"
     threads: int | None = None
     cache_folder: Path | None = None
+    skip: frozenset[str] = frozenset()
 
 
 def wants_color(environment: Mapping[str, str] | None = None) -> bool:
@@ -41,5 +46,6 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Options:
         source = Source("<environment>", f"LAMINA_THREADS={text}")
         message = f"LAMINA_THREADS must be a whole number from 1 to {MAX_THREADS}, not {text!r}"
         raise CompileError(Diagnostic("E416", message, Span(source, 0, len(source.text))))
+    skip = frozenset((values.get("LAMINA_SKIP") or "").replace(",", " ").split())
     return Options(threads=int(text) if text else None,
-                   cache_folder=Path(folder) if folder else None)
+                   cache_folder=Path(folder) if folder else None, skip=skip)

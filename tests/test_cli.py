@@ -412,6 +412,10 @@ def test_a_bad_environment_is_a_message(monkeypatch):
     code, text = run("bench", "lenet5", "--steps", "1")
     assert code == 1
     assert "LAMINA_THREADS" in text
+    monkeypatch.delenv("LAMINA_THREADS")
+    monkeypatch.setenv("LAMINA_SKIP", "winnograd")
+    code, text = run("bench", "lenet5", "--steps", "1")
+    assert code == 1 and "'winnograd'" in text and "pointwise, winograd" in text
 
 
 def test_weights_of_a_recipe_are_loaded_by_pattern(trained, place):

@@ -101,9 +101,31 @@ class _Planner:
             mine = self.group_of[node.id]
             if other is None or other is mine or other.kind == "single":
                 continue
-            reason = self._join(other, mine)
+            if other.kind == "epilogue" and self._only_summed(node):
+                reason = "sums over leading axes, which alone read it, compute it themselves"
+            else:
+                reason = self._join(other, mine)
             if reason:
                 self.refusals.append(Refusal(id, node.id, reason))
+        if node.op.kind == "reduce":
+            self._join_sums(node)
+
+    def _join_sums(self, node: Node) -> None:
+        """Sums over leading axes that read the same tensor read it together."""
+        for value in self._operands(self.group_of[node.id]):
+            for user in self.graph.users(value.node):
+                other, mine = self.group_of.get(user.id), self.group_of[node.id]
+                if other is not None and other is not mine and value in user.inputs and \
+                        other.kind == mine.kind == "column" and other.space == mine.space:
+                    self._join(other, mine)
+
+    def _only_summed(self, node: Node) -> bool:
+        """Whether all that reads cheap work on an element are sums over leading axes."""
+        users = self.graph.users(node)
+        outputs = {value.node for _, value in self.graph.outputs}
+        return node.op.name in CHEAP and bool(users) and node.id not in outputs and all(
+            _shape_of_work(self.graph, user)[0] == "column" or self._only_summed(user)
+            for user in users)
 
     def _recomputable(self, node: Node) -> int | None:
         """The node behind cheap work on one stored result whose reader runs much later, or None.
@@ -114,8 +136,10 @@ class _Planner:
         source = self._only_source(node)
         if source is None or source not in self.group_of:
             return None
+        # No sum joins the end of a contraction.
+        joins = ("elementwise",) if self._kind(source) == "epilogue" else ("elementwise", "reduce")
         stored = [user for user in self.graph.users(source)
-                  if user.op.kind not in ("elementwise", "reduce")]
+                  if user.op.kind not in joins or "reduce" not in joins and self._only_summed(user)]
         late = {id for user in stored for id in (user.id, *self._after(user.id))}
         return source if stored and self._read_late(node, source, late) else None
 
@@ -126,8 +150,8 @@ class _Planner:
         found: set[int] = set()
         for value in node.inputs:
             inner = self.graph.node(value)
-            if inner.op.name in FREE:
-                continue
+            if inner.op.name in FREE or self.graph.type(value).shape != node.type.shape:
+                continue  # a smaller operand costs nothing to read again
             deeper = self.group_of.get(inner.id)
             chained = deeper is not None and len(deeper.nodes) == 1 and self._only_source(inner)
             found.add(chained if chained and self._recomputable(inner) is not None else inner.id)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import rewrite
@@ -58,6 +59,17 @@ PASSES: tuple[Pass, ...] = (
     Pass("winograd", in_scans(winograd)),
     Pass("fuse", in_scans(fuse)),
 )
+
+
+def optional(skip: frozenset[str]) -> frozenset[str]:
+    """The names of passes to leave out. Raises CompileError for one that is no optional pass."""
+    known = [one.name for one in PASSES if one.optional]
+    for name in sorted(skip - {*known}):
+        source = Source("<environment>", f"LAMINA_SKIP={' '.join(sorted(skip))}")
+        raise CompileError(Diagnostic(
+            "E416", f"LAMINA_SKIP: no pass that can be left out is named {name!r}",
+            Span(source, 0, len(source.text)), help=f"these can: {', '.join(known)}"))
+    return skip
 
 
 @dataclass(frozen=True, slots=True)

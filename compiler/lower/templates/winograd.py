@@ -20,7 +20,7 @@ from lamina.compiler.lower.templates.text import (
 
 BLOCK = 28  # tiles of a block: their planes should stay in the second-level cache
 ACROSS = 3  # neighbouring tiles whose rows of results are finished together
-KC = 256  # longest stretch of channels that is summed at once
+KC = 128  # longest stretch of channels that is summed at once: a longer one doubles the error
 PLANES = 36
 APART = 16  # floats between the channels of two tiles, so that the planes share no cache sets
 _IMAGE = ("images", "OH", "OW", "H", "W", "C", "K", "top", "left", "x_image", "x_row", "x_pixel")
