@@ -286,10 +286,14 @@ def _emit(graph: Graph, planner: _Planner) -> Graph:
     builder = Builder(graph.name)
     values: dict[Value, Value] = {}
     wanted = {value for _, value in graph.outputs}
+    readers: dict[Value, set[int]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            readers.setdefault(value, set()).add(node.id)
     for group in _in_order(graph, planner):
         inside = {node.id for node in group.nodes}
-        outer = {v for n in graph.nodes if n.id not in inside for v in n.inputs} | wanted \
-            if len(group.nodes) > 1 else set()
+        outer = {value for value in map(Value, inside)
+                 if value in wanted or readers.get(value, inside) - inside}
         _emit_group(builder, graph, group, values, outer)
     for _, value in graph.outputs:
         if value not in values:
