@@ -27,6 +27,7 @@ from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
 from lamina.runtime.program import ITEM_BYTES, Size
 
 UNPACKED_COLUMNS = 256  # a row-major operand wider than this is packed, to spare the TLB
+TILE_MACS = 16  # multiply-accumulates that a tile does in the time of an elementary operation
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
 
 
@@ -96,7 +97,14 @@ class _Count:
 Values = dict[str, "View | _Memory | _Count | Dim"]
 
 
-def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "") -> None:
+def _multiply(low: Lowering, template: Template, values: Values, macs: Dim) -> None:
+    """Append the step of a template that does so many multiply-accumulates."""
+    count = to_size(macs)
+    _run(low, template, values, ("//", count, TILE_MACS), macs=count)
+
+
+def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "",
+         macs: Size = 0) -> None:
     """Append a template's step; `values` gives each argument its memory or size."""
     if template.scratch:
         scratch = low.temp(("$threads", template.scratch), what="scratch")
@@ -113,7 +121,7 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
             args.append(("buffer", value.buffer))
         else:
             args.append(("size", value.size if isinstance(value, _Count) else to_size(value)))
-    low.call(template.source, args, work, what)
+    low.call(template.source, args, work, what, macs)
 
 
 def _address(view: View) -> tuple[str, Size]:
@@ -121,11 +129,6 @@ def _address(view: View) -> tuple[str, Size]:
     if view.offset == 0:
         return "buffer", view.buffer
     return "place", (view.buffer, to_size(view.offset * ITEM_BYTES[view.dtype]))
-
-
-def _effort(macs: Dim) -> Size:
-    """Multiply-accumulates as elementary operations: a tile does 16 at a time."""
-    return ("//", to_size(macs), 16)
 
 
 def _epilogue_values(finish: Finish) -> Values:
@@ -173,8 +176,7 @@ def _matmul(low: Lowering, finish: Finish) -> None:
     values = {"a": a, **where, "batch": batch, "M": rows, "N": columns, "K": depth,
               "a_batch": a.strides[0], "a_row": a.strides[1], "a_k": a.strides[2],
               **_epilogue_values(finish)}
-    work = _effort(batch * rows * columns * depth)
-    _run(low, contract.gemm(finish.epilogue, tile), values, work)
+    _multiply(low, contract.gemm(finish.epilogue, tile), values, batch * rows * columns * depth)
 
 
 def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,
@@ -221,17 +223,17 @@ def _conv2d(low: Lowering, finish: Finish) -> None:
               "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2],
               "stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
               "dilation_w": dilation[1], **_epilogue_values(finish)}
-    work = _effort(batch * oh * ow * out * product((c, kh, kw)))
+    macs = batch * oh * ow * out * product((c, kh, kw))
     if groups == k and c == 1 and groups > 1:
         dense = low.dense_view(views.transpose(w, (2, 3, 1, 0)))
         template = contract.depthwise(finish.epilogue, low.vector_width)
-        _run(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, work)
+        _multiply(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, macs)
         return
     each = k // groups
     tile = _tile(low, each)
     packed = _pack_filters(low, w, groups, tile)
-    _run(low, contract.conv2d(finish.epilogue, tile),
-         {**values, "w": packed, "groups": groups, "C": c, "K": each}, work)
+    _multiply(low, contract.conv2d(finish.epilogue, tile),
+              {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
 
 
 def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
@@ -282,8 +284,7 @@ def _weight_gradient(low: Lowering, node: Node) -> None:
               "x_row": x.strides[1], "x_pixel": x.strides[2], "stride_h": stride[0],
               "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
               **shared}
-    work = _effort(batch * oh * ow * k * depth)
-    _run(low, weight_grad.conv2d_weight_grad(tile), values, work)
+    _multiply(low, weight_grad.conv2d_weight_grad(tile), values, batch * oh * ow * k * depth)
     result = low.result(Value(node.id))
     combined = {**shared, "y0": result, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
     _run(low, weight_grad.combine_weight_grad(STORE, tile), combined,

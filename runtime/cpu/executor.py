@@ -41,6 +41,17 @@ class MemoryDamage(RuntimeError):
     """A kernel wrote where it must not (found by `check_memory`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of a run: the least of each step, waiting for other threads included, and of all.
+
+    `whole` is the least of whole runs, inputs and outputs copied. Rounds of a loop count together.
+    """
+
+    steps: tuple[float, ...]
+    whole: float
+
+
 @dataclass(slots=True)
 class _Ready:
     """A plan with memory: addresses, argument blocks and the table to walk."""
@@ -152,25 +163,36 @@ class Executor:
         bindings: Mapping[str, int] | None = None,
     ) -> list[tuple[str, float]]:
         """(label, least seconds over `rounds` whole runs) of each step, waiting included."""
+        times = self.measure(inputs, rounds, bindings).steps
+        return [(step.label or self.program.kernels[step.kernel].name, seconds)
+                for step, seconds in zip(self.program.steps, times, strict=True)]
+
+    def measure(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        rounds: int = 1,
+        bindings: Mapping[str, int] | None = None,
+    ) -> Times:
+        """The least times of each step and of a whole run, over `rounds` runs (2 at least)."""
         (timer,) = load([TIMER], self._cache)
-        steps = self.program.steps
-        least = np.full(len(steps), np.inf)
-        begin: tuple[float, int] | None = None
+        least, whole = np.full(len(self.program.steps), np.inf), np.inf
+        walks: list[tuple[float, int]] = []  # when each ended, in seconds and in ticks
         with self._lock:
-            ready = self._prepare(inputs, bindings or {})
-            assert ready.table is not None
-            times = ready.table.times
             for _ in range(max(2, rounds)):  # two runs tell how long a tick is
+                start = time.perf_counter()
+                ready = self._prepare(inputs, bindings or {})
+                assert ready.table is not None
+                times = ready.table.times
                 times[:] = 0
                 self._threads.run(ready.table, timer)
-                begin = begin or (time.perf_counter(), int(times[-1]))
+                walks.append((time.perf_counter(), int(times[-1])))
+                self._outputs(ready)
+                whole = min(whole, time.perf_counter() - start)
                 least = np.minimum(least, times[ready.table.row_of])
-            took = time.perf_counter() - begin[0]
-        tick = took / max(1, int(times[-1]) - begin[1])
-        return [
-            (step.label or self.program.kernels[step.kernel].name, float(ticks) * tick)
-            for step, ticks in zip(steps, least, strict=True)
-        ]
+        (first, first_ticks), (last, last_ticks) = walks[0], walks[-1]
+        tick = (last - first) / max(1, last_ticks - first_ticks)
+        steps = tuple((least * tick).tolist())
+        return Times(steps, max(whole, sum(steps)))  # how long a tick is, is not known exactly
 
     def close(self) -> None:
         """End the threads; a later run starts them again."""
