@@ -43,13 +43,14 @@ class MemoryDamage(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of a run: the least of each step, waiting for other threads included, and of all.
+    """Seconds of several runs: `steps` [runs, steps] and `whole` [runs].
 
-    `whole` is the least of whole runs, inputs and outputs copied. Rounds of a loop count together.
+    A step's time is that of all rounds of a loop, waiting for other threads included; a whole run
+    copies inputs and outputs too.
     """
 
-    steps: tuple[float, ...]
-    whole: float
+    steps: np.ndarray
+    whole: np.ndarray
 
 
 @dataclass(slots=True)
@@ -163,9 +164,9 @@ class Executor:
         bindings: Mapping[str, int] | None = None,
     ) -> list[tuple[str, float]]:
         """(label, least seconds over `rounds` whole runs) of each step, waiting included."""
-        times = self.measure(inputs, rounds, bindings).steps
+        least = self.measure(inputs, rounds, bindings).steps.min(axis=0).tolist()
         return [(step.label or self.program.kernels[step.kernel].name, seconds)
-                for step, seconds in zip(self.program.steps, times, strict=True)]
+                for step, seconds in zip(self.program.steps, least, strict=True)]
 
     def measure(
         self,
@@ -173,10 +174,11 @@ class Executor:
         rounds: int = 1,
         bindings: Mapping[str, int] | None = None,
     ) -> Times:
-        """The least times of each step and of a whole run, over `rounds` runs (2 at least)."""
+        """The times of `rounds` runs, of 2 at least."""
         (timer,) = load([TIMER], self._cache)
-        least, whole = np.full(len(self.program.steps), np.inf), np.inf
-        walks: list[tuple[float, int]] = []  # when each ended, in seconds and in ticks
+        ticks: list[np.ndarray] = []  # of the steps of each run
+        whole: list[float] = []
+        ends: list[tuple[float, int]] = []  # of the runs, in seconds and in ticks
         with self._lock:
             for _ in range(max(2, rounds)):  # two runs tell how long a tick is
                 start = time.perf_counter()
@@ -185,14 +187,14 @@ class Executor:
                 times = ready.table.times
                 times[:] = 0
                 self._threads.run(ready.table, timer)
-                walks.append((time.perf_counter(), int(times[-1])))
+                ends.append((time.perf_counter(), int(times[-1])))
                 self._outputs(ready)
-                whole = min(whole, time.perf_counter() - start)
-                least = np.minimum(least, times[ready.table.row_of])
-        (first, first_ticks), (last, last_ticks) = walks[0], walks[-1]
-        tick = (last - first) / max(1, last_ticks - first_ticks)
-        steps = tuple((least * tick).tolist())
-        return Times(steps, max(whole, sum(steps)))  # how long a tick is, is not known exactly
+                whole.append(time.perf_counter() - start)
+                ticks.append(times[ready.table.row_of])
+        (first, first_ticks), (last, last_ticks) = ends[0], ends[-1]
+        steps = np.array(ticks) * ((last - first) / max(1, last_ticks - first_ticks))
+        # How long a tick is, is known to some thousandths: no run is shorter than its steps.
+        return Times(steps, np.maximum(whole, steps.sum(axis=1)))
 
     def close(self) -> None:
         """End the threads; a later run starts them again."""
