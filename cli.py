@@ -353,11 +353,15 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="The batch of the memory plan.")
 @click.option("--why", "why", is_flag=True, help="For fused: what was not fused, and why.")
+@click.option("--all", "everything", is_flag=True, help="For memory: small buffers too.")
 @guarded
 def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: str,
-         for_training: bool, batch: int, why: bool) -> None:
-    """One stage of the compilation as text."""
-    from lamina.commands import showing
+         for_training: bool, batch: int, why: bool, everything: bool) -> None:
+    """One stage of the compilation as text.
+
+    memory: what sets the peak, what is kept for the backward pass, and every buffer's lifetime.
+    """
+    from lamina.commands import memory, showing
 
     if stage == "ast":
         click.echo(showing.show_ast(_split(file)[0]))
@@ -365,9 +369,10 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     known = (*STAGES, *showing.pass_names())
     if stage not in known:
         _fail(f"no stage is named `{stage}`", stage, known)
-    graph = _step_graph(file, overrides, sizes) if for_training or stage == "backward" else \
-        _net(file, overrides, sizes).graph
-    click.echo(showing.show(graph, stage, batch, why))
+    net, step = _runnable(file, overrides, sizes, for_training or stage == "backward")
+    graph = net.graph if step is None else step
+    click.echo(memory.show_memory(net.graph, graph, batch, everything) if stage == "memory" else
+               showing.show(graph, stage, why))
 
 
 @main.command()
@@ -673,12 +678,6 @@ def _trained(file: str, overrides: tuple[str, ...]) -> tuple[Any, Any]:
     from lamina.commands.selection import select_trained
 
     return select_trained(*_split(file), _pairs(overrides))
-
-
-def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
-    from lamina.commands.selection import select_step
-
-    return select_step(*_split(file), _pairs(overrides), _pairs(sizes))
 
 
 def _runnable(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool

@@ -12,6 +12,7 @@ from typing import Any
 from lamina.api import Net, load, version
 from lamina.commands.bench import example_sizes
 from lamina.commands.layered import Layout, arrange, chosen, opened
+from lamina.commands.memory import live_bytes
 from lamina.commands.sights import sights
 from lamina.compiler.inspect.report import Box, Structure, structure
 from lamina.compiler.ir.graph import Graph
@@ -158,20 +159,6 @@ def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
             "peak": peak, "at": at, **_tensors(program, plan, at, _origins(final))}
 
 
-def live_bytes(plan: Plan, steps: int) -> list[int]:
-    """The bytes of temporary values that are live at each step."""
-    changes = [0] * (steps + 1)
-    for root in plan.offsets:
-        first, last = plan.lives[root]
-        changes[min(first, steps)] += plan.sizes[root]
-        changes[min(last + 1, steps)] -= plan.sizes[root]
-    found, total = [], 0
-    for change in changes[:steps]:
-        total += change
-        found.append(total)
-    return found
-
-
 def _tensors(program: Program, plan: Plan, at: int, origins: Mapping[tuple[str, int], str]
              ) -> dict[str, Any]:
     """The largest temporary values that are live at a step, and how much the others hold."""
@@ -193,12 +180,7 @@ def _place(program: Program, plan: Plan, root: int, origins: Mapping[tuple[str, 
     if first >= len(program.steps):
         return 0, ""
     step = program.steps[first]
-    return step.line, origins.get((_path(step.label), step.line), "")
-
-
-def _path(label: str) -> str:
-    """The path of the layer that a step's label begins with; nothing where it has none."""
-    return label.partition(": ")[0] if ": " in label else ""
+    return step.line, origins.get((step.layer, step.line), "")
 
 
 def _origins(graph: Graph) -> dict[tuple[str, int], str]:
