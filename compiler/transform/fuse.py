@@ -8,6 +8,7 @@ Each refusal is recorded with its reason.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from lamina.compiler.ir.builder import Builder
@@ -78,7 +79,7 @@ class _Planner:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.group_of: dict[int, Group] = {}
-        self.groups: list[Group] = []
+        self.groups: list[Group] = []  # by their last nodes
         self.refusals: list[Refusal] = []
         self.later: dict[int, set[int]] = {}  # what depends on a node, as far as asked
 
@@ -167,6 +168,7 @@ class _Planner:
         return group
 
     def _join(self, producer: Group, consumer: Group) -> str:
+        """Join the last group with an earlier one; the reason if they must stay apart."""
         merged = self._compatible(producer, consumer)
         if isinstance(merged, str):
             return merged
@@ -178,13 +180,17 @@ class _Planner:
                       (producer.before | consumer.before) & ~(producer.mask | consumer.mask))
         if len(self._operands(group)) > MAX_OPERANDS or len(group.nodes) > MAX_NODES:
             return "the group would grow too large"
-        self.groups = [g for g in self.groups if g is not producer and g is not consumer]
-        self.groups.append(group)
+        assert self.groups[-1] is consumer
+        del self.groups[-1]
+        del self.groups[bisect_left(self.groups, _last(producer), key=_last)]
         for node in group.nodes:
             self.group_of[node.id] = group
-        for other in self.groups:
-            if other is not group and other.before & group.mask:
+        for other in reversed(self.groups):
+            if _last(other) < group.nodes[0].id:  # nor do those before it come after the group
+                break
+            if other.before & group.mask:
                 other.before |= group.before | group.mask
+        self.groups.append(group)
         return ""
 
     def _between(self, producer: Group, consumer: Group) -> bool:
@@ -248,6 +254,10 @@ class _Planner:
                 if self.graph.node(value).op.name == "iota":
                     return "positions are not known after a contraction"
         return "epilogue", p.space, ()
+
+
+def _last(group: Group) -> int:
+    return group.nodes[-1].id
 
 
 def epilogue_access(shape: tuple[Dim, ...], space: tuple[Dim, ...]) -> str | None:
