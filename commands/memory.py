@@ -25,6 +25,8 @@ SMALL = 100  # a buffer below this part of the peak is not worth a line
 HELPERS = {PARTIAL: PARTIAL, "scratch": "scratch", "packed weights": "packed weights",
            "packed operand": "packed operand", "copy": "copy", "padded copy": "padded copy",
            "winners": "places of the largest"}
+_KEPT_FOR = {(FORWARD, BACKWARD): "gradient", (FORWARD, UPDATE): "gradient",
+             (BACKWARD, UPDATE): "update"}  # by the parts that write first and read last
 RESULTS = {FORWARD: "activation", BACKWARD: "gradient", UPDATE: "new value"}
 
 
@@ -33,14 +35,14 @@ class Held:
     """A place in the arena: what lies there, and from which step to which.
 
     `of` is the layer with its operators, `purpose` what the bytes are (activation, gradient, packed
-    weights ...), `kept` whether the forward pass leaves them to the backward pass. `line` is that
-    of the step which writes them first.
+    weights ...), `kept_for` whether they are left to the backward pass ("gradient") or to the
+    optimizer ("update"). `line` is that of the step which writes them first.
     """
 
     of: str
     layer: str
     purpose: str
-    kept: bool
+    kept_for: str
     bytes: int
     offset: int
     first: int
@@ -50,7 +52,7 @@ class Held:
     @property
     def why(self) -> str:
         """What it is and why it is there for long."""
-        return f"{self.purpose}, kept for the gradient" if self.kept else self.purpose
+        return f"{self.purpose}, kept for the {self.kept_for}" if self.kept_for else self.purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Memory:
     @property
     def kept(self) -> list[Held]:
         """What the forward pass keeps for the backward pass."""
-        return [one for one in self.held if one.kept]
+        return [one for one in self.held if one.first < self.backward and one.kept_for]
 
 
 def plan_memory(program: Program, plan: Plan) -> Memory:
@@ -90,12 +92,12 @@ def plan_memory(program: Program, plan: Plan) -> Memory:
     held = []
     for root, offset in plan.offsets.items():
         first, last = plan.lives[root]
-        label, step = program.buffers[root].label, steps[first] if steps else None
-        part = step.part if step else FORWARD
-        kept = first < begin <= last and steps[last].part != FORWARD
+        label = program.buffers[root].label
+        part, line = (steps[first].part, steps[first].line) if steps else (FORWARD, 0)
         of, purpose = _meaning(label, part)
-        held.append(Held(of, layer_of(label), purpose, kept, plan.sizes[root], offset, first, last,
-                         step.line if step else 0))
+        kept_for = _KEPT_FOR.get((part, steps[last].part), "") if steps else ""
+        held.append(Held(of, layer_of(label), purpose, kept_for, plan.sizes[root], offset, first,
+                         last, line))
     held.sort(key=lambda one: (one.first, one.offset))
     padded = live_bytes(plan, len(steps), lambda size: aligned(size + GUARD))
     return Memory(plan.arena_bytes, tuple(held), tuple(live_bytes(plan, len(steps))),
@@ -193,7 +195,7 @@ def _peak(program: Program, found: Memory) -> list[str]:
                        _steps(one), one.why, one.of) for one in live[:MOST]], right=3)]
     rest = live[MOST:]
     if rest:
-        lines.append(f"  and {len(rest)} smaller: {_amount(sum(one.bytes for one in rest))}")
+        lines.append(f"  and {_buffers(len(rest), 'smaller ')}: {_amount(_sum(rest))}")
     gaps = found.arena - found.padded
     return [*lines, *wrap(
         f"the arena is {_amount(found.arena - found.peak)} larger than the peak: "
@@ -209,7 +211,7 @@ def _kept(found: Memory, everything: bool) -> list[str]:
     layers: dict[str, list[Held]] = {}
     for one in found.kept:
         layers.setdefault(one.layer, []).append(one)
-    total = sum(one.bytes for one in found.kept)
+    total = _sum(found.kept)
     largest = sorted(layers.items(), key=lambda pair: -_sum(pair[1]))
     shown = largest if everything else largest[:MOST]
     lines = ["", f"kept for the backward pass, which begins at step {found.backward}: "
@@ -220,8 +222,8 @@ def _kept(found: Memory, everything: bool) -> list[str]:
                       for layer, group in shown], right=3)]
     rest = [one for _, group in largest[len(shown):] for one in group]
     if rest:
-        lines.append(f"  and {len(largest) - len(shown)} layers that keep less: "
-                     f"{_amount(_sum(rest))} (--all lists them)")
+        lines.append(f"  and {_amount(_sum(rest))} of {len(largest) - len(shown)} more (--all "
+                     "lists them)")
     return lines
 
 
@@ -249,7 +251,7 @@ def _chart(program: Program, found: Memory, everything: bool) -> list[str]:
     lines = _table(("offset", "bytes", "steps", "lifetime", "what", "of"), rows, right=2)
     small = [one for one in found.held if not (everything or one.bytes * SMALL >= found.peak)]
     if small:
-        lines.append(f"  and {len(small)} buffers below {_percent(1, SMALL)} of the peak: "
+        lines.append(f"  and {_buffers(len(small))} below {_percent(1, SMALL)} of the peak: "
                      f"{_amount(_sum(small))} if all lived at once (--all shows them)")
     return lines
 
@@ -277,6 +279,10 @@ def _sum(group: Iterable[Held]) -> int:
 
 def _steps(one: Held) -> str:
     return f"{one.first}-{one.last}"
+
+
+def _buffers(count: int, which: str = "") -> str:
+    return f"{count} {which}buffer{'' if count == 1 else 's'}"
 
 
 def _percent(part: int, whole: int) -> str:
