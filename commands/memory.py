@@ -8,6 +8,7 @@ from textwrap import wrap
 
 from lamina.commands.bench import example_sizes
 from lamina.compiler.inspect.cost import result_bytes
+from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import substitute
 from lamina.compiler.lower.core import PARTIAL
@@ -22,6 +23,7 @@ BAR = 40  # characters of the lifetime chart
 WIDTH = 100  # of sentences
 MOST = 8  # buffers that set the peak, and layers that keep something
 SMALL = 100  # a buffer below this part of the peak is not worth a line
+WORTH = 1000  # what it is made of is told down to this part of it
 HELPERS = {PARTIAL: PARTIAL, "scratch": "scratch", "packed weights": "packed weights",
            "packed operand": "packed operand", "copy": "copy", "padded copy": "padded copy",
            "winners": "places of the largest"}
@@ -36,7 +38,7 @@ class Held:
 
     `of` is the layer with its operators, `purpose` what the bytes are (activation, gradient, packed
     weights ...), `kept_for` whether they are left to the backward pass ("gradient") or to the
-    optimizer ("update"). `line` is that of the step which writes them first.
+    optimizer ("update"). `at` is the place in the source of the step that writes them first.
     """
 
     of: str
@@ -47,7 +49,7 @@ class Held:
     offset: int
     first: int
     last: int
-    line: int
+    at: str
 
     @property
     def why(self) -> str:
@@ -85,19 +87,19 @@ class Memory:
         return [one for one in self.held if one.first < self.backward and one.kept_for]
 
 
-def plan_memory(program: Program, plan: Plan) -> Memory:
-    """What lies in the arena of a planned program."""
+def plan_memory(program: Program, plan: Plan, files: Mapping[tuple[str, int], str]) -> Memory:
+    """What lies in the arena of a planned program; `files` are its graph's `origins`."""
     steps = program.steps
     begin = next((index for index, step in enumerate(steps) if step.part != FORWARD), -1)
     held = []
     for root, offset in plan.offsets.items():
         first, last = plan.lives[root]
         label = program.buffers[root].label
-        part, line = (steps[first].part, steps[first].line) if steps else (FORWARD, 0)
+        part, end = (steps[first].part, steps[last].part) if steps else (FORWARD, FORWARD)
+        at = place_text(files, steps[first].layer, steps[first].line) if steps else ""
         of, purpose = _meaning(label, part)
-        kept_for = _KEPT_FOR.get((part, steps[last].part), "") if steps else ""
-        held.append(Held(of, layer_of(label), purpose, kept_for, plan.sizes[root], offset, first,
-                         last, line))
+        held.append(Held(of, layer_of(label), purpose, _KEPT_FOR.get((part, end), ""),
+                         plan.sizes[root], offset, first, last, at))
     held.sort(key=lambda one: (one.first, one.offset))
     padded = live_bytes(plan, len(steps), lambda size: aligned(size + GUARD))
     return Memory(plan.arena_bytes, tuple(held), tuple(live_bytes(plan, len(steps))),
@@ -143,23 +145,29 @@ def show_memory(forward: Graph, whole: Graph, batch: int, everything: bool = Fal
 
     `everything`: small buffers and all layers have lines too.
     """
-    program = lower(run_passes(whole)[-1].graph, vector_width())
+    final = run_passes(whole)[-1].graph
+    program = lower(final, vector_width())
     sizes = example_sizes(whole, batch)
     plan = make_plan(program, {**sizes, THREADS: 1})
     asked = substitute(sum(result_bytes(forward).values(), start=0),
                        {**example_sizes(forward, batch), **sizes})
-    return memory_text(program, plan, sizes, asked if isinstance(asked, int) else 0, everything)
+    return memory_text(program, plan, sizes, origins(final),
+                       asked if isinstance(asked, int) else 0, everything)
 
 
-def memory_text(program: Program, plan: Plan, sizes: Mapping[str, int], results: int,
-                everything: bool = False) -> str:
-    """The arena in words and as a chart of lifetimes. `results`: as `lamina shapes` counts them."""
-    found = plan_memory(program, plan)
+def memory_text(program: Program, plan: Plan, sizes: Mapping[str, int],
+                files: Mapping[tuple[str, int], str], results: int, everything: bool = False
+                ) -> str:
+    """The arena in words and as a chart of lifetimes.
+
+    `files` are the graph's `origins`, `results` the bytes that `lamina shapes` counts.
+    """
+    found = plan_memory(program, plan, files)
     given = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "all sizes known"
     lines = [f"arena {_amount(found.arena)} for {given}, {len(program.steps)} steps, one thread"]
     lines += _around(program, plan)
     if found.held:
-        lines += ["", *_peak(program, found), *_kept(found, everything), "",
+        lines += ["", *_peak(program, found, files), *_kept(found, everything), "",
                   *_compared(found, results), "", *_chart(program, found, everything)]
     return "\n".join(lines)
 
@@ -176,23 +184,25 @@ def _around(program: Program, plan: Plan) -> list[str]:
     return [f"beside it: {told}"] if told else []
 
 
-def _peak(program: Program, found: Memory) -> list[str]:
+def _peak(program: Program, found: Memory, files: Mapping[tuple[str, int], str]) -> list[str]:
     """The step at which most is live, the largest buffers there, and what the arena adds."""
     step = program.steps[found.at]
-    place = f"{step.label or 'step'}{f' (line {step.line})' if step.line else ''}"
+    where = place_text(files, step.layer, step.line)
+    place = (step.label or "a step without a name") + (f" ({where})" if where else "")
     part = "" if found.backward < 0 else f", {step.part}"
     live = sorted((one for one in found.held if one.first <= found.at <= one.last),
                   key=lambda one: (-one.bytes, one.first))
     totals: dict[str, int] = {}
     for one in live:
         totals[one.why] = totals.get(one.why, 0) + one.bytes
-    shares = "; ".join(f"{why} {_percent(size, found.peak)}" for why, size in
-                       sorted(totals.items(), key=lambda pair: -pair[1]))
+    shares = "; ".join(f"{_percent(size, found.peak)} {why}" for why, size in
+                       sorted(totals.items(), key=lambda pair: -pair[1])
+                       if size * WORTH >= found.peak)
     lines = [f"peak: {_amount(found.peak)} live at step {found.at}{part}: {place}",
              *wrap(f"it is {shares}", WIDTH),
-             *_table(("bytes", "of peak", "line", "steps", "what", "of"),
-                     [(f"{one.bytes:,}", _percent(one.bytes, found.peak), str(one.line or ""),
-                       _steps(one), one.why, one.of) for one in live[:MOST]], right=3)]
+             *_table(("bytes", "of peak", "steps", "what", "of", "at"),
+                     [(f"{one.bytes:,}", _percent(one.bytes, found.peak), _steps(one), one.why,
+                       one.of, one.at) for one in live[:MOST]], right=2)]
     rest = live[MOST:]
     if rest:
         lines.append(f"  and {_buffers(len(rest), 'smaller ')}: {_amount(_sum(rest))}")
@@ -233,8 +243,9 @@ def _compared(found: Memory, results: int) -> list[str]:
     if results:
         text += (f" `lamina shapes --columns bytes` counts {_amount(results)} at these sizes, from "
                  "shapes alone: the result of every layer, whether it is stored or not, without "
-                 "gradients and without what kernels need besides. Here fused operators store "
-                 "their last result only, and memory is used again when nobody reads it any more.")
+                 "gradients, what loops keep of every step, and what kernels need besides. Here "
+                 "fused operators store their last result only, and memory is used again when "
+                 "nobody reads it any more.")
     return wrap(text, WIDTH)
 
 

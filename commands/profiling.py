@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lamina.api import Net, compile_graph, initial_values
+from lamina.api import Net, initial_values
 from lamina.commands.bench import (
     choose_batch,
     example_inputs,
@@ -19,10 +19,14 @@ from lamina.commands.bench import (
 )
 from lamina.commands.tables import Column, print_table
 from lamina.compiler.inspect.cost import summarize
+from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import substitute
+from lamina.compiler.lower.program import lower
 from lamina.compiler.options import Options
+from lamina.compiler.transform.pipeline import run_passes
 from lamina.runtime.cpu.executor import Executor
+from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.cpu.plan import total_macs
 from lamina.runtime.errors import Failure
 from lamina.runtime.program import FORWARD, UPDATE, Program, Step
@@ -58,7 +62,8 @@ GROUPS = {
 class Row:
     """What some steps take together. `macs` are all that kernels do, `steps` how many there are.
 
-    `part` and `kind` are empty where the steps differ in it.
+    `part` and `kind` are empty where the steps differ in it, `at` is the place in the source of
+    the first step that has one.
     """
 
     name: str
@@ -67,7 +72,7 @@ class Row:
     seconds: float
     macs: int
     steps: int = 1
-    line: int = 0
+    at: str = ""
 
     @property
     def gflops(self) -> float | None:
@@ -121,7 +126,8 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
     forward = net.graph
     batch = choose_batch(forward, batch)
     whole = forward if graph is None else graph
-    program = compile_graph(whole)
+    final = run_passes(whole)[-1].graph
+    program = lower(final, vector_width())
     runner = Executor(program, options.threads, options.cache_folder)
     runner.set_params(initial_values(whole, 0))
     require_room(runner, whole, batch)
@@ -134,8 +140,9 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
     best = int(times.whole.argmin())
     counts = total_macs(program, runner.plan(example_sizes(whole, batch)))
     runner.close()
-    measured = times.steps[best].tolist()
-    rows = [Row(step.label, step.part, kind_of(program, step), seconds, macs, line=step.line)
+    files, measured = origins(final), times.steps[best].tolist()
+    rows = [Row(step.label, step.part, kind_of(program, step), seconds, macs,
+                at=place_text(files, step.layer, step.line))
             for step, seconds, macs in zip(program.steps, measured, counts, strict=True)]
     own = net.definition.name if graph is None else f"{net.definition.name}, loss"
     layers = [step.layer or (OPTIMIZER if step.part == UPDATE else own) for step in program.steps]
@@ -186,7 +193,7 @@ def _joined(named: Sequence[tuple[str, str, str, Row]]) -> list[Row]:
     for name, part, kind, row in named:
         members.setdefault((name, part, kind), []).append(row)
     return [Row(*key, sum(row.seconds for row in rows), sum(row.macs for row in rows), len(rows),
-                next((row.line for row in rows if row.line), 0)) for key, rows in members.items()]
+                next((row.at for row in rows if row.at), "")) for key, rows in members.items()]
 
 
 def groups_of(profile: Profile) -> dict[str, float]:
@@ -215,7 +222,7 @@ def print_profile(console: Console, profile: Profile, by: str, order: str,
         columns.append(Column("part", tuple(row.part for row in rows)))
     if by == "step":
         columns.append(Column("kernel", tuple(row.kind for row in rows)))
-        columns.append(Column("line", tuple(str(row.line or "") for row in rows), True))
+        columns.append(Column("at", tuple(row.at for row in rows)))
     else:
         columns.append(Column("steps", tuple(str(row.steps or "") for row in rows), True))
     columns += [
@@ -284,7 +291,7 @@ def _row_json(row: Row, profile: Profile, name: str) -> dict[str, Any]:
     if name != "kernel":
         facts["part"] = row.part or FORWARD
     if name == "label":
-        facts |= {"kernel": row.kind, "line": row.line}
+        facts |= {"kernel": row.kind, "at": row.at}
     else:
         facts["steps"] = row.steps
     rate = row.gflops

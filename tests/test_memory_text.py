@@ -64,7 +64,7 @@ def lenet():
 def test_a_plan_is_told_in_words(request):
     # Golden text of a plan made by hand: nothing in it depends on kernels or machines.
     plan = make_plan(PROGRAM, {"B": 4, THREADS: 1})
-    text = memory_text(PROGRAM, plan, {"B": 4}, 131_076) + "\n"
+    text = memory_text(PROGRAM, plan, {"B": 4}, {("c1", 3): "net.lam"}, 131_076) + "\n"
     if request.config.getoption("--update"):
         SAID.write_text(text)
     assert text == SAID.read_text()
@@ -73,7 +73,7 @@ def test_a_plan_is_told_in_words(request):
 def test_all_has_a_line_for_every_buffer():
     # What was summed up is there for who asks.
     plan = make_plan(PROGRAM, {"B": 4, THREADS: 1})
-    text = memory_text(PROGRAM, plan, {"B": 4}, 0, True)
+    text = memory_text(PROGRAM, plan, {"B": 4}, {}, 0, True)
     chart = text[text.index("lifetime"):].splitlines()[1:]
     assert len(chart) == 5 and "activation" in chart[2] and "reduce_sum" in chart[2]
     assert "--all" not in text
@@ -82,7 +82,7 @@ def test_all_has_a_line_for_every_buffer():
 def test_figures_are_those_of_the_plan(lenet):
     # The peak by looking at every step, and what the arena has above it.
     program, plan = lenet
-    found = plan_memory(program, plan)
+    found = plan_memory(program, plan, {})
     live = [sum(plan.sizes[r] for r in plan.offsets if plan.lives[r][0] <= s <= plan.lives[r][1])
             for s in range(len(program.steps))]
     assert list(found.live) == live
@@ -96,7 +96,7 @@ def test_figures_are_those_of_the_plan(lenet):
 def test_what_is_kept_is_what_the_backward_pass_reads(lenet):
     # LeNet-5 keeps the results of its layers, each once, and no packed weights or scratch.
     program, plan = lenet
-    found = plan_memory(program, plan)
+    found = plan_memory(program, plan, {})
     assert program.steps[found.backward].part == BACKWARD
     kept = {}
     for one in found.kept:
@@ -110,7 +110,7 @@ def test_what_is_kept_is_what_the_backward_pass_reads(lenet):
 
 def test_purposes_are_told_apart(lenet):
     # Which of the bytes are worth what they buy is the question.
-    found = plan_memory(*lenet)
+    found = plan_memory(*lenet, {})
     known = {one.purpose for one in found.held}
     assert known == {"activation", "gradient", "weight gradient", "packed weights",
                      "packed operand", "scratch", "partial sums", "copy", "padded copy"}
@@ -123,7 +123,7 @@ def test_pooling_keeps_where_the_largest_were(tmp_path):
     path = tmp_path / "pool.lam"
     path.write_text("model Pool {\n  input x: f32[B, 3, 8, 8]\n  output y = x -> conv(4, kernel=3)"
                     " -> p: maxpool(2) -> flatten -> linear(5)\n}\n")
-    (one,) = [one for one in plan_memory(*training(str(path), 2)).held
+    (one,) = [one for one in plan_memory(*training(str(path), 2), {}).held
               if one.purpose == "places of the largest"]
     assert (one.layer, one.of, one.kept_for, one.bytes) == ("p", "p", "gradient", 2 * 4 * 3 * 3)
 
@@ -146,7 +146,7 @@ def test_the_report_charts_the_same_plan():
     chart = report_data(net, None, (4, 4), "lenet5", {})["memory"][0]
     text = show_memory(net.graph, net.graph, 4)
     assert f"peak: {chart['peak']:,} bytes" in text and f"arena {chart['arena']:,} bytes" in text
-    assert f"live at step {chart['at']}: {chart['steps'][chart['at']]} (line" in text
+    assert f"live at step {chart['at']}: {chart['steps'][chart['at']]} (lenet5.lam:" in text
 
 
 def test_a_long_program_takes_no_longer_than_its_length():
@@ -164,7 +164,7 @@ def test_a_long_program_takes_no_longer_than_its_length():
     plan = Plan({index: 64 * index for index in range(count)}, lives, (64,) * count, 64 * count)
     buffers = (replace(BUFFERS[4], shape=(16,)),) * count
     program = Program("cpu", buffers, (), (STEPS[1],) * (count - 1) + (STEPS[3],))
-    found = plan_memory(program, plan)
+    found = plan_memory(program, plan, {})
     assert (found.peak, found.at, found.backward) == (11 * 64, 10, count - 1)
     assert len(found.kept) == 10
     assert live_bytes(plan, count)[:3] == [64, 128, 192]

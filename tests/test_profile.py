@@ -137,6 +137,18 @@ def test_products_with_zeros_are_told():
     assert "of `lamina shapes`" not in run("profile", "lenet5", "--batch", 2, "--rounds", 2)[1]
 
 
+def test_steps_say_where_they_are_written(training, tmp_path):
+    # A line alone would be read as one of the model's own file, also where a library's is meant.
+    places = {row["at"] for row in training["steps"] if row["label"].startswith("c3: ")}
+    assert places == {"lenet5.lam:8"}
+    path = tmp_path / "two.lam"
+    path.write_text("model Two {\n  input x: f32[B, 5, 8]\n"
+                    "  output y = x -> lstm(16) -> linear(2)\n}\n")
+    text = run("profile", path, "--batch", 2, "--rounds", 2, "--by", "step", "--json")[1]
+    loops = [row["at"] for row in json.loads(text)["steps"] if "sigmoid" in row["label"]]
+    assert loops == ["two.lam:3"]
+
+
 def test_all_rounds_of_a_loop_count(tmp_path):
     # A recurrent layer runs its steps as often as the sequence is long.
     path = tmp_path / "last.lam"
