@@ -61,25 +61,18 @@ class Held:
 class Memory:
     """The arena of a run: its buffers in the order of their places, and what is live when.
 
-    `live` are the bytes of all buffers at each step. `padded` is the most at one step with the
+    `live` are the bytes of all buffers at each step, `peak` the most of them, first at the step
+    `at`. `padded` is the most at one step with the
     guard behind every buffer, `backward` the step where the backward pass begins (-1: none).
     """
 
     arena: int
     held: tuple[Held, ...]
     live: tuple[int, ...]
+    peak: int
+    at: int
     padded: int
     backward: int
-
-    @property
-    def peak(self) -> int:
-        """The most bytes that are live at one step."""
-        return max(self.live, default=0)
-
-    @property
-    def at(self) -> int:
-        """The first step at which that much is live."""
-        return self.live.index(self.peak) if self.live else 0
 
     @property
     def kept(self) -> list[Held]:
@@ -101,8 +94,10 @@ def plan_memory(program: Program, plan: Plan, files: Mapping[tuple[str, int], st
         held.append(Held(of, layer_of(label), purpose, _KEPT_FOR.get((part, end), ""),
                          plan.sizes[root], offset, first, last, at))
     held.sort(key=lambda one: (one.first, one.offset))
+    live = live_bytes(plan, len(steps))
+    peak = max(live, default=0)
     padded = live_bytes(plan, len(steps), lambda size: aligned(size + GUARD))
-    return Memory(plan.arena_bytes, tuple(held), tuple(live_bytes(plan, len(steps))),
+    return Memory(plan.arena_bytes, tuple(held), tuple(live), peak, live.index(peak) if live else 0,
                   max(padded, default=0), begin)
 
 

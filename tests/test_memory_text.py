@@ -168,6 +168,8 @@ def test_a_long_program_takes_no_longer_than_its_length():
     assert (found.peak, found.at, found.backward) == (11 * 64, 10, count - 1)
     assert len(found.kept) == 10
     assert live_bytes(plan, count)[:3] == [64, 128, 192]
+    text = memory_text(program, plan, {}, {}, 0)
+    assert text.count("activation") > count and "peak: 704 bytes live at step 10" in text
 
 
 def test_the_command_says_it():
