@@ -17,7 +17,7 @@ from lamina.compiler.transform.pipeline import run_passes
 from lamina.compiler.transform.training import STATE
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.cpu.plan import GUARD, Plan, aligned, make_plan, nbytes
-from lamina.runtime.program import BACKWARD, FORWARD, THREADS, UPDATE, Program, layer_of
+from lamina.runtime.program import BACKWARD, FORWARD, THREADS, UPDATING, Program, layer_of
 
 BAR = 40  # characters of the lifetime chart
 WIDTH = 100  # of sentences
@@ -25,11 +25,11 @@ MOST = 8  # buffers that set the peak, and layers that keep something
 SMALL = 100  # a buffer below this part of the peak is not worth a line
 WORTH = 1000  # what it is made of is told down to this part of it
 HELPERS = {PARTIAL: PARTIAL, "scratch": "scratch", "packed weights": "packed weights",
-           "packed operand": "packed operand", "copy": "copy", "padded copy": "padded copy",
-           "winners": "places of the largest"}
-_KEPT_FOR = {(FORWARD, BACKWARD): "gradient", (FORWARD, UPDATE): "gradient",
-             (BACKWARD, UPDATE): "update"}  # by the parts that write first and read last
-RESULTS = {FORWARD: "activation", BACKWARD: "gradient", UPDATE: "new value"}
+           "packed operand": "packed operand", "transformed weights": "packed weights",
+           "copy": "copy", "padded copy": "padded copy", "winners": "places of the largest"}
+_KEPT_FOR = {(FORWARD, BACKWARD): "gradient", (FORWARD, UPDATING): "gradient",
+             (BACKWARD, UPDATING): "update"}  # by the parts that write first and read last
+RESULTS = {FORWARD: "activation", BACKWARD: "gradient", UPDATING: "new value"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.cpu.plan import total_macs
 from lamina.runtime.errors import Failure
-from lamina.runtime.program import FORWARD, UPDATE, Program, Step
+from lamina.runtime.program import FORWARD, UPDATING, Program, Step
 
 ORDERS = ("time", "order")
 OPTIMIZER = "optimizer"  # the row of what replaces parameters
@@ -41,8 +41,10 @@ WORTH_SAYING = 1.01  # how many times the model's count kernels multiply before 
 # What a kernel is, by the beginning of its title; and what of a run that belongs to.
 KINDS = (
     ("Matrix product", "matrix product"), ("Direct convolution", "convolution"),
-    ("Depthwise convolution", "depthwise convolution"), ("Weight gradient", "weight gradient"),
-    ("Packs", "packing"), ("Elementwise", "elementwise"), ("Along rows", "reduction"),
+    ("Winograd: convolution", "convolution"), ("Winograd: weight gradient", "weight gradient"),
+    ("Winograd: weights", "packing"), ("Depthwise convolution", "depthwise convolution"),
+    ("Weight gradient", "weight gradient"), ("Packs", "packing"),
+    ("Elementwise", "elementwise"), ("Along rows", "reduction"),
     ("Over inner axes", "reduction"), ("Over leading axes", "reduction"),
     ("Combine partial results", "reduction"), ("Mean of windows", "pooling"),
     ("Max pooling", "pooling"), ("Average pooling", "pooling"),
@@ -145,7 +147,7 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
                 at=place_text(files, step.layer, step.line))
             for step, seconds, macs in zip(program.steps, measured, counts, strict=True)]
     own = net.definition.name if graph is None else f"{net.definition.name}, loss"
-    layers = [step.layer or (OPTIMIZER if step.part == UPDATE else own) for step in program.steps]
+    layers = [step.layer or (OPTIMIZER if step.part == UPDATING else own) for step in program.steps]
     return Profile(
         net.definition.name, "infer" if graph is None else "train", batch,
         sizes_text(forward, batch), runner.threads, len(times.whole), tuple(rows), tuple(layers),

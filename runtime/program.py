@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 FORMAT = 3
 THREADS = "$threads"  # symbol bound by the executor to the number of threads
-FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"  # parts of a training step
+FORWARD, BACKWARD, UPDATING = "forward", "backward", "update"  # parts of a training step
 
 # A Size is an int, a symbol's name, or a tuple (operator, operand, ...) with operators
 # "+", "*" (any number of operands), "//", "%" (two), "max", "min" (two).
@@ -68,9 +68,9 @@ class Step:
     Size)) for one that lies Size bytes behind a buffer's start, or ("size", Size) for an integer.
     `work` estimates elementary operations; a step with little work runs on one thread. `macs`
     are the multiply-accumulates of one call where the step is a product, a convolution or its
-    weight gradient: every one that is done, those with zeros of a border too.
+    weight gradient: as many as its sums have terms, zeros of a border too, by any algorithm.
     `label` says for people which nodes it computes, as "layer.path: operators helper". `part` is
-    FORWARD, or BACKWARD or UPDATE where only new parameters need what it computes.
+    FORWARD, or BACKWARD or UPDATING where only new parameters need what it computes.
     """
 
     kernel: int

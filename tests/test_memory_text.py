@@ -17,7 +17,7 @@ from lamina.compiler.ir.types import substitute
 from lamina.compiler.lower.program import lower
 from lamina.compiler.transform.pipeline import run_passes
 from lamina.runtime.cpu.plan import GUARD, aligned, make_plan
-from lamina.runtime.program import BACKWARD, THREADS, UPDATE, Buffer, Program, Step
+from lamina.runtime.program import BACKWARD, THREADS, UPDATING, Buffer, Program, Step
 
 # A convolution with its packed weights, the loss, and its weights' gradient, until the update.
 STEPS = (Step(0, (), label="c1: conv2d+relu pack", line=3),
@@ -25,7 +25,7 @@ STEPS = (Step(0, (), label="c1: conv2d+relu pack", line=3),
          Step(0, (), label="reduce_sum", line=9),
          Step(0, (), label="c1: conv2d_weight_grad", line=3, part=BACKWARD),
          Step(0, (), label="c1: conv2d_weight_grad combine", line=3, part=BACKWARD),
-         Step(0, (), label="optimizer: mul+sub", part=UPDATE))
+         Step(0, (), label="optimizer: mul+sub", part=UPDATING))
 BUFFERS = (Buffer("input", "image", "f32", ("B", 512)),
            Buffer("param", "c1.weight", "f32", (1000,)),
            Buffer("param", "optimizer/c1.weight.m", "f32", (1000,)),

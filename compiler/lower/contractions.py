@@ -27,7 +27,6 @@ from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
 from lamina.runtime.program import ITEM_BYTES, Size
 
 UNPACKED_COLUMNS = 256  # a row-major operand wider than this is packed, to spare the TLB
-TILE_MACS = 16  # multiply-accumulates that a tile does in the time of an elementary operation
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
 
 
@@ -98,9 +97,8 @@ Values = dict[str, "View | _Memory | _Count | Dim"]
 
 
 def _multiply(low: Lowering, template: Template, values: Values, macs: Dim) -> None:
-    """Append the step of a template that does so many multiply-accumulates."""
-    count = to_size(macs)
-    _run(low, template, values, ("//", count, TILE_MACS), macs=count)
+    """Append the step of a template that stands for so many multiply-accumulates."""
+    _run(low, template, values, _effort(macs), macs=to_size(macs))
 
 
 def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "",
@@ -129,6 +127,11 @@ def _address(view: View) -> tuple[str, Size]:
     if view.offset == 0:
         return "buffer", view.buffer
     return "place", (view.buffer, to_size(view.offset * ITEM_BYTES[view.dtype]))
+
+
+def _effort(macs: Dim) -> Size:
+    """Multiply-accumulates as elementary operations: a tile does 16 at a time."""
+    return ("//", to_size(macs), 16)
 
 
 def _epilogue_values(finish: Finish) -> Values:

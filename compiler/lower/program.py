@@ -17,7 +17,7 @@ from lamina.compiler.transform.training import OPTIMIZER
 from lamina.runtime.program import (
     BACKWARD,
     FORWARD,
-    UPDATE,
+    UPDATING,
     Buffer,
     Loop,
     Program,
@@ -27,8 +27,8 @@ from lamina.runtime.program import (
 )
 
 VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
-REPLACE = "update:"  # outputs of this name replace the parameter of that key
-DERIVED = (REPLACE, "grad:")  # outputs of the backward pass
+UPDATE = "update:"  # outputs of this name replace the parameter of that key
+DERIVED = (UPDATE, "grad:")  # outputs of the backward pass
 
 
 def _input(low: Lowering, node: Node) -> None:
@@ -207,7 +207,7 @@ def _step_parts(graph: Graph) -> dict[int, str]:
     if not needed or len(needed) == len(graph.outputs):
         return {}
     last = max(needed)
-    return {node.id: UPDATE if _updates(node) else BACKWARD for node in graph.nodes
+    return {node.id: UPDATING if _updates(node) else BACKWARD for node in graph.nodes
             if node.id > last}
 
 
@@ -257,9 +257,9 @@ def _aim_outputs(low: Lowering) -> None:
             node.op.kind in ("elementwise", "reduce")
         if value in low.targets or not writes:
             continue
-        if name.startswith(REPLACE):
-            if _can_update_in_place(low.graph, node, name.removeprefix(REPLACE)):
-                low.targets[value] = low.view_of[low.graph.params[name.removeprefix(REPLACE)]]
+        if name.startswith(UPDATE):
+            if _can_update_in_place(low.graph, node, name.removeprefix(UPDATE)):
+                low.targets[value] = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
             continue
         low.targets[value] = _output_buffer(low, name, low.graph.type(value))
 
@@ -302,10 +302,10 @@ def _finish_outputs(low: Lowering) -> None:
     updates = []
     for name, value in low.graph.outputs:
         source = low.view(value)
-        replaces = name.startswith(REPLACE)
-        low.place = Place(name, 0, UPDATE if replaces else FORWARD)
+        replaces = name.startswith(UPDATE)
+        low.place = Place(name, 0, UPDATING if replaces else FORWARD)
         if replaces:
-            target = low.view_of[low.graph.params[name.removeprefix(REPLACE)]]
+            target = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
             if source == target:
                 continue
             if low.buffers[source.buffer].kind == "param":  # it may be overwritten meanwhile

@@ -7,7 +7,7 @@ from lamina.commands.selection import select_step
 from lamina.compiler.inspect.cost import backward_macs, expanded, macs_by_path
 from lamina.compiler.ir.types import substitute
 from lamina.runtime.cpu.plan import make_plan, total_macs
-from lamina.runtime.program import BACKWARD, FORWARD, THREADS, UPDATE, dumps, loads
+from lamina.runtime.program import BACKWARD, FORWARD, THREADS, UPDATING, dumps, loads
 
 NETS = """block Twice(channels: int) {
   input x: [B, C, H, W]
@@ -81,7 +81,7 @@ def test_a_training_step_multiplies_three_times_as_often(nets, name):
     # A product has two gradients, each as costly as itself; the input needs none.
     net = getattr(lamina.load(nets), name)()
     program = lamina.api.compile_graph(select_step(str(nets), name, {}, {}))
-    assert by_layer(program, UPDATE) == {}
+    assert by_layer(program, UPDATING) == {}
     forward, backward = by_layer(program, FORWARD), by_layer(program, BACKWARD)
     graph = expanded(net.graph)
     assert sum(forward.values()) == sum(numbers(macs_by_path(graph)).values())
@@ -95,9 +95,9 @@ def test_a_training_step_has_parts_in_order(nets):
     # What is kept for the backward pass is what lives across the place where it begins.
     program = lamina.api.compile_graph(select_step(str(nets), "Pictures", {}, {}))
     parts = [step.part for step in program.steps if step.helper != "copy"]
-    assert parts == sorted(parts, key=[FORWARD, BACKWARD, UPDATE].index)
-    assert {step.layer for step in program.steps if step.part == UPDATE} == {"optimizer"}
-    assert "optimizer" not in {step.layer for step in program.steps if step.part != UPDATE}
+    assert parts == sorted(parts, key=[FORWARD, BACKWARD, UPDATING].index)
+    assert {step.layer for step in program.steps if step.part == UPDATING} == {"optimizer"}
+    assert "optimizer" not in {step.layer for step in program.steps if step.part != UPDATING}
 
 
 def test_inference_has_one_part(nets):
