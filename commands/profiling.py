@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lamina.api import Net, initial_values
+from lamina.api import Net, initial_values, make_runner
 from lamina.commands.bench import (
     choose_batch,
     example_inputs,
@@ -22,11 +22,8 @@ from lamina.compiler.inspect.cost import summarize
 from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import substitute
-from lamina.compiler.lower.program import lower
 from lamina.compiler.options import Options
-from lamina.compiler.transform.pipeline import run_passes
 from lamina.runtime.cpu.executor import Executor
-from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.cpu.plan import total_macs
 from lamina.runtime.errors import Failure
 from lamina.runtime.program import FORWARD, UPDATING, Program, Step
@@ -128,9 +125,9 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
     forward = net.graph
     batch = choose_batch(forward, batch)
     whole = forward if graph is None else graph
-    final = run_passes(whole)[-1].graph
-    program = lower(final, vector_width())
-    runner = Executor(program, options.threads, options.cache_folder)
+    runner = make_runner(whole, options)
+    assert isinstance(runner, Executor)
+    program = runner.program
     runner.set_params(initial_values(whole, 0))
     require_room(runner, whole, batch)
     inputs = example_inputs(whole, batch)
@@ -142,7 +139,7 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
     best = int(times.whole.argmin())
     counts = total_macs(program, runner.plan(example_sizes(whole, batch)))
     runner.close()
-    files, measured = origins(final), times.steps[best].tolist()
+    files, measured = origins(whole), times.steps[best].tolist()
     rows = [Row(step.label, step.part, kind_of(program, step), seconds, macs,
                 at=place_text(files, step.layer, step.line))
             for step, seconds, macs in zip(program.steps, measured, counts, strict=True)]
