@@ -54,7 +54,8 @@ def guarded(command: Callable) -> Callable:
             console.print_failure(error, _split(str(kwargs.get("file", "")))[0])
         except MemoryError as error:
             run = "arena" in str(error)  # a plan says so; else it is the weights themselves
-            console.print_error(f"out of memory: {error}", "use a smaller batch: -o batch=16"
+            option = "--batch 16" if "batch" in kwargs else "-o batch=16"
+            console.print_error(f"out of memory: {error}", f"use a smaller batch: {option}"
                                 if run else "the weights alone are too large for this machine: "
                                 "`lamina shapes` shows where they are")
         except BrokenPipeError:
@@ -352,11 +353,15 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="The batch of the memory plan.")
 @click.option("--why", "why", is_flag=True, help="For fused: what was not fused, and why.")
+@click.option("--all", "everything", is_flag=True, help="For memory: small buffers too.")
 @guarded
 def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: str,
-         for_training: bool, batch: int, why: bool) -> None:
-    """One stage of the compilation as text."""
-    from lamina.commands import showing
+         for_training: bool, batch: int, why: bool, everything: bool) -> None:
+    """One stage of the compilation as text.
+
+    memory: what sets the peak, what is kept for the backward pass, and every buffer's lifetime.
+    """
+    from lamina.commands import memory, showing
 
     if stage == "ast":
         click.echo(showing.show_ast(_split(file)[0]))
@@ -364,9 +369,10 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     known = (*STAGES, *showing.pass_names())
     if stage not in known:
         _fail(f"no stage is named `{stage}`", stage, known)
-    graph = _step_graph(file, overrides, sizes) if for_training or stage == "backward" else \
-        _net(file, overrides, sizes).graph
-    click.echo(showing.show(graph, stage, batch, why))
+    net, step = _runnable(file, overrides, sizes, for_training or stage == "backward")
+    graph = net.graph if step is None else step
+    click.echo(memory.show_memory(net.graph, graph, batch, everything) if stage == "memory" else
+               showing.show(graph, stage, why))
 
 
 @main.command()
@@ -451,10 +457,45 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
     """Measure a training step or inference, beside the machine's matrix-product rate."""
     from lamina.commands.bench import bench as measure
 
-    net = _net(file, overrides, sizes)
-    graph = _step_graph(file, overrides, sizes) if mode == "train" else None
+    net, graph = _runnable(file, overrides, sizes, mode == "train")
     found = measure(net, graph, mode, batch, steps, _options(target, threads))
     console.print_json(found) if as_json else console.print_pairs(found)
+
+
+@main.command()
+@click.argument("file")
+@OVERRIDE
+@INPUT
+@click.option("--train", "for_training", is_flag=True, help="The training step.")
+@click.option("--batch", type=click.IntRange(1), help="Default: that of --input, or 64.")
+@click.option("--rounds", type=click.IntRange(2, 10_000), metavar="N",
+              help="Runs, of which the fastest is shown. Default: for about 3 seconds.")
+@click.option("--by", type=click.Choice(["layer", "kernel", "step"]), default="layer",
+              show_default=True, help="What a row of the table is.")
+@click.option("--sort", "order", type=click.Choice(["time", "order"]), default="time",
+              show_default=True, help="The longest first, or in the order in which they run.")
+@click.option("--top", type=click.IntRange(1), metavar="N",
+              help="Show the N longest; the others are one row.")
+@TARGET
+@THREADS
+@JSON
+@guarded
+def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool,
+            batch: int | None, rounds: int | None, by: str, order: str, top: int | None,
+            target: str, threads: int | None, as_json: bool) -> None:
+    """Measure where the time of a run goes, by layer, by kernel or step by step.
+
+    For each the time, the multiply-accumulates (MACs) that its kernels do, its rate and what share
+    that is of the rate of a large matrix product. The inputs are random numbers.
+    """
+    from lamina.commands import profiling, views
+
+    net, graph = _runnable(file, overrides, sizes, for_training)
+    found = profiling.measure(net, graph, batch, rounds, _options(target, threads))
+    if as_json:
+        console.print_json(profiling.profile_json(found, order))
+    else:
+        profiling.print_profile(views.terminal(), found, by, order, top)
 
 
 SETTING = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -639,10 +680,14 @@ def _trained(file: str, overrides: tuple[str, ...]) -> tuple[Any, Any]:
     return select_trained(*_split(file), _pairs(overrides))
 
 
-def _step_graph(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...]) -> Any:
-    from lamina.commands.selection import select_step
+def _runnable(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool
+              ) -> tuple[Any, Any]:
+    """A model, and its training step if that is what runs."""
+    from lamina.commands.selection import select_training
 
-    return select_step(*_split(file), _pairs(overrides), _pairs(sizes))
+    if for_training:
+        return select_training(*_split(file), _pairs(overrides), _pairs(sizes))
+    return _net(file, overrides, sizes), None
 
 
 def _require_path(path: str, paths: list[str]) -> None:

@@ -35,13 +35,13 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     each multiply-accumulate; a training step counts 3 times a forward pass).
     """
     forward = net.graph
-    batch = _batch(forward, batch)
+    batch = choose_batch(forward, batch)
     start = time.perf_counter()
     program = graph if mode == "train" and graph is not None else forward
     runner = make_runner(program, options)
     runner.set_params(initial_values(program, 0))
     compiled = time.perf_counter() - start
-    _require_room(runner, program, batch)
+    require_room(runner, program, batch)
     inputs = example_inputs(program, batch)
     runner.run(inputs)
     started = time.perf_counter() - start
@@ -52,7 +52,7 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     flops *= 3 if mode == "train" else 1
     return {
         "model": net.definition.name, "target": options.target, "mode": mode, "batch": batch,
-        "input": _sizes_text(forward, batch), "threads": getattr(runner, "threads", 1),
+        "input": sizes_text(forward, batch), "threads": getattr(runner, "threads", 1),
         "left_out": " ".join(sorted(options.skip)) or None,
         "median_s": median, "min_s": least, "compile_s": compiled, "start_s": started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
@@ -61,8 +61,8 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     }
 
 
-def _batch(graph: Graph, asked: int | None) -> int:
-    """The number of examples of a run, which --input may have fixed."""
+def choose_batch(graph: Graph, asked: int | None) -> int:
+    """The number of examples of a run, which --input may have fixed: then E416 for another."""
     fixed = batch_size(graph)
     if not isinstance(fixed, int):
         return asked or BATCH
@@ -81,7 +81,7 @@ def plain_training_step(net: Net) -> Graph:
     return training_step(net.build(True, Objective(loss)).graph, Rule("sgd", {"momentum": 0.9}))
 
 
-def _require_room(runner: Runner, graph: Graph, batch: int) -> None:
+def require_room(runner: Runner, graph: Graph, batch: int) -> None:
     """MemoryError before inputs are made that no run could take."""
     sizes = example_sizes(graph, batch)
     types = [graph.type(value) for value in graph.inputs.values()]
@@ -108,7 +108,7 @@ def example_sizes(graph: Graph, batch: int) -> dict[str, int]:
     return sizes
 
 
-def _sizes_text(graph: Graph, batch: int) -> str:
+def sizes_text(graph: Graph, batch: int) -> str:
     """The sizes that were run, as --input takes them: image=64x1x32x32."""
     sizes = example_sizes(graph, batch)
     return " ".join(

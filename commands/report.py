@@ -12,7 +12,9 @@ from typing import Any
 from lamina.api import Net, load, version
 from lamina.commands.bench import example_sizes
 from lamina.commands.layered import Layout, arrange, chosen, opened
+from lamina.commands.memory import live_bytes
 from lamina.commands.sights import sights
+from lamina.compiler.inspect.owners import origins
 from lamina.compiler.inspect.report import Box, Structure, structure
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.lower.program import lower
@@ -155,53 +157,28 @@ def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
     return {"name": name, "title": f"{name}, batch {batch}, one thread",
             "note": f"arena of temporary values, batch {batch}", "arena": plan.arena_bytes,
             "steps": [step.label or "step" for step in program.steps], "live": live,
-            "peak": peak, "at": at, **_tensors(program, plan, at, _origins(final))}
+            "peak": peak, "at": at, **_tensors(program, plan, at, origins(final))}
 
 
-def live_bytes(plan: Plan, steps: int) -> list[int]:
-    """The bytes of temporary values that are live at each step."""
-    changes = [0] * (steps + 1)
-    for root in plan.offsets:
-        first, last = plan.lives[root]
-        changes[min(first, steps)] += plan.sizes[root]
-        changes[min(last + 1, steps)] -= plan.sizes[root]
-    found, total = [], 0
-    for change in changes[:steps]:
-        total += change
-        found.append(total)
-    return found
-
-
-def _tensors(program: Program, plan: Plan, at: int, origins: Mapping[tuple[str, int], str]
+def _tensors(program: Program, plan: Plan, at: int, files: Mapping[tuple[str, int], str]
              ) -> dict[str, Any]:
     """The largest temporary values that are live at a step, and how much the others hold."""
     live = [root for root in plan.offsets if plan.lives[root][0] <= at <= plan.lives[root][1]]
     live.sort(key=lambda root: -plan.sizes[root])
     rows = []
     for root in live[:MOST_TENSORS]:
-        line, source = _place(program, plan, root, origins)
+        line, source = _place(program, plan, root, files)
         rows.append({"label": program.buffers[root].label, "shape": list(plan.shapes[root]),
                      "bytes": plan.sizes[root], "line": line, "source": source})
     rest = live[MOST_TENSORS:]
     return {"tensors": rows, "more": len(rest), "rest": sum(plan.sizes[root] for root in rest)}
 
 
-def _place(program: Program, plan: Plan, root: int, origins: Mapping[tuple[str, int], str]
+def _place(program: Program, plan: Plan, root: int, files: Mapping[tuple[str, int], str]
            ) -> tuple[int, str]:
     """The line, and the file that it is in, of the step that first writes a value."""
     first = plan.lives[root][0]
     if first >= len(program.steps):
         return 0, ""
     step = program.steps[first]
-    return step.line, origins.get((_path(step.label), step.line), "")
-
-
-def _path(label: str) -> str:
-    """The path of the layer that a step's label begins with; nothing where it has none."""
-    return label.partition(": ")[0] if ": " in label else ""
-
-
-def _origins(graph: Graph) -> dict[tuple[str, int], str]:
-    """The name of the file that the operators of a path and a line are written in."""
-    return {(node.path, node.span.line): Path(node.span.source.name).name
-            for node in graph.nodes if node.span}
+    return step.line, files.get((step.layer, step.line), "")

@@ -91,6 +91,12 @@ def select_trained(file: str, name: str, settings: Mapping[str, str]
 def select_step(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]
                 ) -> Graph:
     """The training step of a recipe, or of a model without one (cross-entropy and SGD)."""
+    return select_training(file, name, settings, sizes)[1]
+
+
+def select_training(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]
+                    ) -> tuple[Net, Graph]:
+    """The same with the model that it trains."""
     loaded = load(file)
     module = loaded.module
     if _has_recipe(module, name):
@@ -98,8 +104,9 @@ def select_step(file: str, name: str, settings: Mapping[str, str], sizes: Mappin
         if sizes:
             training.net = _sized(
                 lambda more: loaded.recipe(name or None, **{**settings, **more}).net, sizes, "-o")
-        return training.step(0)
-    return plain_training_step(select_net(file, name, settings, sizes))
+        return training.net, training.step(0)
+    net = select_net(file, name, settings, sizes)
+    return net, plain_training_step(net)
 
 
 def _has_recipe(module: Module, name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lamina.commands.bench import example_sizes
 from lamina.compiler.frontend.library import find_file, read_model
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.text import format_graph
@@ -14,10 +13,7 @@ from lamina.compiler.syntax.parse import parse
 from lamina.compiler.transform.fuse import partition
 from lamina.compiler.transform.pipeline import PASSES, run_passes
 from lamina.runtime.cpu.host import vector_width
-from lamina.runtime.cpu.plan import make_plan
-from lamina.runtime.program import THREADS, Program
-
-BAR = 40  # characters of the lifetime chart
+from lamina.runtime.program import Program
 
 
 def pass_names() -> tuple[str, ...]:
@@ -25,15 +21,12 @@ def pass_names() -> tuple[str, ...]:
     return tuple(one.name for one in PASSES)
 
 
-def show(graph: Graph, stage: str, batch: int = 1, why: bool = False) -> str:
-    """A stage of a graph's compilation."""
+def show(graph: Graph, stage: str, why: bool = False) -> str:
+    """A stage of a graph's compilation, the memory plan aside."""
     if stage in ("graph", "backward"):
         return format_graph(graph, lines=True)
-    if stage in ("memory", "kernels"):
-        program = lower(run_passes(graph)[-1].graph, vector_width())
-        if stage == "kernels":
-            return kernels_text(program)
-        return memory_text(program, example_sizes(graph, batch))
+    if stage == "kernels":
+        return kernels_text(lower(run_passes(graph)[-1].graph, vector_width()))
     name = "fuse" if stage == "fused" else stage
     stages = run_passes(graph, stop_after=name)
     if why and name == "fuse":
@@ -78,25 +71,3 @@ def kernels_text(program: Program) -> str:
                  for step in program.steps if step.kernel == index]
         parts.append(f"# {kernel.name}: {'; '.join(users)}\n{kernel.source}")
     return "\n".join(parts)
-
-
-def memory_text(program: Program, sizes: dict[str, int]) -> str:
-    """The arena: each buffer's place, size and lifetime, and what sets the peak."""
-    plan = make_plan(program, {**sizes, THREADS: 1})
-    given = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "all sizes known"
-    steps = max(1, len(program.steps))
-    rows = sorted(plan.offsets, key=lambda root: (plan.lives[root][0], plan.offsets[root]))
-    lines = [f"arena {plan.arena_bytes:,} bytes for {given}, {len(program.steps)} steps",
-             f"{'offset':>12} {'bytes':>12}  first-last  lifetime"]
-    for root in rows:
-        first, last = plan.lives[root]
-        left, right = first * BAR // steps, max(first * BAR // steps + 1, (last + 1) * BAR // steps)
-        bar = "." * left + "#" * (right - left) + "." * (BAR - right)
-        label = program.buffers[root].label
-        place = f"{plan.offsets[root]:>12,} {plan.sizes[root]:>12,}  {first:>5}-{last:<5}"
-        lines.append(f"{place} {bar}  {label}")
-    peak, step = max(((sum(plan.sizes[r] for r in rows
-                           if plan.lives[r][0] <= s <= plan.lives[r][1]), s)
-                      for s in range(steps)), default=(0, 0))
-    lines.append(f"peak {peak:,} bytes live at step {step}: {program.steps[step].label}")
-    return "\n".join(lines)

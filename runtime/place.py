@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 ALIGNMENT = 64
 
 
@@ -25,27 +27,21 @@ def place(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """
     order = sorted(range(len(intervals)), key=lambda i: (-intervals[i].size, i))
     offsets = [0] * len(intervals)
-    placed: list[int] = []
-    total = 0
-    for i in order:
+    # Of those placed: first and last step, start and end. A large network has thousands.
+    first, last, start, end = np.empty((4, len(intervals)), np.int64)
+    for count, i in enumerate(order):
         this = intervals[i]
         size = -(-this.size // ALIGNMENT) * ALIGNMENT
-        busy = sorted(
-            (offsets[j], offsets[j] + intervals[j].size)
-            for j in placed
-            if intervals[j].first <= this.last and this.first <= intervals[j].last
-        )
-        at = _lowest_gap(busy, size)
+        busy = (first[:count] <= this.last) & (last[:count] >= this.first)
+        at = _lowest_gap(start[:count][busy], end[:count][busy], size)
         offsets[i] = at
-        placed.append(i)
-        total = max(total, at + size)
-    return offsets, total
+        first[count], last[count], start[count], end[count] = this.first, this.last, at, at + size
+    return offsets, int(end.max(initial=0))
 
 
-def _lowest_gap(busy: list[tuple[int, int]], size: int) -> int:
-    at = 0
-    for start, end in busy:
-        if start - at >= size:
-            return at
-        at = max(at, -(-end // ALIGNMENT) * ALIGNMENT)
-    return at
+def _lowest_gap(starts: np.ndarray, ends: np.ndarray, size: int) -> int:
+    """Where `size` bytes are free between or behind what begins and ends so."""
+    order = starts.argsort()
+    free = np.concatenate(([0], np.maximum.accumulate(ends[order])))
+    fits = np.flatnonzero(starts[order] - free[:-1] >= size)
+    return int(free[fits[0] if fits.size else -1])

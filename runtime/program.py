@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FORMAT = 2
+FORMAT = 3
 THREADS = "$threads"  # symbol bound by the executor to the number of threads
+FORWARD, BACKWARD, UPDATING = "forward", "backward", "update"  # parts of a training step
 
 # A Size is an int, a symbol's name, or a tuple (operator, operand, ...) with operators
 # "+", "*" (any number of operands), "//", "%" (two), "max", "min" (two).
@@ -52,6 +53,12 @@ class Kernel:
     name: str
     source: str
 
+    @property
+    def title(self) -> str:
+        """What it is: the docstring that the text begins with, or nothing."""
+        opening, _, rest = self.source.partition('"""')
+        return rest.partition('"""')[0] if not opening.strip() else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -59,8 +66,11 @@ class Step:
 
     Each argument is ("buffer", index) or ("kernel", index) for an address, ("place", (index,
     Size)) for one that lies Size bytes behind a buffer's start, or ("size", Size) for an integer.
-    `work` estimates elementary operations; a step with little work runs on one thread.
-    `label` says for people which nodes it computes.
+    `work` estimates elementary operations; a step with little work runs on one thread. `macs`
+    are the multiply-accumulates of one call where the step is a product, a convolution or its
+    weight gradient: as many as its sums have terms, zeros of a border too, by any algorithm.
+    `label` says for people which nodes it computes, as "layer.path: operators helper". `part` is
+    FORWARD, or BACKWARD or UPDATING where only new parameters need what it computes.
     """
 
     kernel: int
@@ -68,6 +78,18 @@ class Step:
     work: Size = 0
     label: str = ""
     line: int = 0
+    macs: Size = 0
+    part: str = FORWARD
+
+    @property
+    def layer(self) -> str:
+        """The path of the layer that it computes, or an empty text."""
+        return layer_of(self.label)
+
+    @property
+    def helper(self) -> str:
+        """What it does for another step: "pack", "copy", "combine" ...; empty where it computes."""
+        return self.label.removeprefix(f"{self.layer}: ").partition(" ")[2].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +118,12 @@ class Program:
     symbols: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
     loops: tuple[Loop, ...] = ()
+
+
+def layer_of(label: str) -> str:
+    """The path of the layer that a step's or a buffer's label begins with, or an empty text."""
+    path, colon, _ = label.partition(": ")
+    return path if colon else ""
 
 
 def evaluate(size: Size, bindings: Mapping[str, int]) -> int:
@@ -141,7 +169,7 @@ def loads(text: str) -> Program:
             for row in data["buffers"]
         ),
         kernels=tuple(Kernel(**row) for row in data["kernels"]),
-        steps=tuple(Step(**{**row, "args": _tuples(row["args"]), "work": _tuples(row["work"])})
+        steps=tuple(Step(**{**row, **{key: _tuples(row[key]) for key in ("args", "work", "macs")}})
                     for row in data["steps"]),
         symbols=tuple(data["symbols"]),
         meta=data["meta"],

@@ -6,7 +6,8 @@ A node belongs to the layer whose equations it is part of; what a block or the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ops.control import FREE
@@ -37,6 +38,27 @@ def prefixes(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
+
+
+def origins(graph: Graph, path: str = "") -> dict[tuple[str, int], str]:
+    """The name of the file that the operators of a path and a line are written in.
+
+    `path` is that of operators without one: a loop's, for those in its body.
+    """
+    found: dict[tuple[str, int], str] = {}
+    for node in graph.nodes:
+        if node.body is not None:
+            found |= origins(node.body, node.path or path)
+        if node.span is not None:
+            found[node.path or path, node.span.line] = Path(node.span.source.name).name
+    return found
+
+
+def place_text(files: Mapping[tuple[str, int], str], path: str, line: int) -> str:
+    """Where something of a path is written, as file:line; `files` are `origins`."""
+    if not line:
+        return ""
+    return f"{files[path, line]}:{line}" if (path, line) in files else f"line {line}"
 
 
 def ends_of(graph: Graph) -> set[int]:

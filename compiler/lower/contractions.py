@@ -118,7 +118,13 @@ class _Count:
 Values = dict[str, "View | _Memory | _Count | Dim"]
 
 
-def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "") -> None:
+def _multiply(low: Lowering, template: Template, values: Values, macs: Dim) -> None:
+    """Append the step of a template that stands for so many multiply-accumulates."""
+    _run(low, template, values, _effort(macs), macs=to_size(macs))
+
+
+def _run(low: Lowering, template: Template, values: Values, work: Size, what: str = "",
+         macs: Size = 0) -> None:
     """Append a template's step; `values` gives each argument its memory or size."""
     if template.scratch:
         scratch = low.temp((THREADS, template.scratch), what="scratch")
@@ -135,7 +141,7 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
             args.append(("buffer", value.buffer))
         else:
             args.append(("size", value.size if isinstance(value, _Count) else to_size(value)))
-    low.call(template.source, args, work, what)
+    low.call(template.source, args, work, what, macs)
 
 
 def _address(view: View) -> tuple[str, Size]:
@@ -199,8 +205,7 @@ def _matmul(low: Lowering, finish: Finish) -> None:
     values = {"a": a, **where, "batch": batch, "M": rows, "N": columns, "K": depth,
               "a_batch": a.strides[0], "a_row": a.strides[1], "a_k": a.strides[2],
               **_epilogue_values(finish)}
-    work = _effort(batch * rows * columns * depth)
-    _run(low, contract.gemm(finish.epilogue, tile), values, work)
+    _multiply(low, contract.gemm(finish.epilogue, tile), values, batch * rows * columns * depth)
 
 
 def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,
@@ -250,17 +255,17 @@ def _conv2d(low: Lowering, finish: Finish) -> None:
               "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2],
               "stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
               "dilation_w": dilation[1], **_epilogue_values(finish)}
-    work = _effort(batch * oh * ow * out * product((c, kh, kw)))
+    macs = batch * oh * ow * out * product((c, kh, kw))
     if groups == k and c == 1 and groups > 1:
         dense = low.dense_view(views.transpose(w, (2, 3, 1, 0)))
         template = contract.depthwise(finish.epilogue, low.vector_width)
-        _run(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, work)
+        _multiply(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, macs)
         return
     each = k // groups
     tile = _tile(low, each)
     packed = _pack_filters(low, w, groups, tile)
-    _run(low, contract.conv2d(finish.epilogue, tile),
-         {**values, "w": packed, "groups": groups, "C": c, "K": each}, work)
+    _multiply(low, contract.conv2d(finish.epilogue, tile),
+              {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
 
 
 def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
@@ -292,8 +297,8 @@ def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
     values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
                                                      finish.anchor.attributes),
               **_scratch(low, winograd.block_floats(channels, tile)), **_epilogue_values(finish)}
-    work = _effort(batch * _up(rows, 4) * _up(columns, 4) * channels * outputs * 9 // 4)
-    _run(low, winograd.conv2d(finish.epilogue, tile), values, work)
+    _run(low, winograd.conv2d(finish.epilogue, tile), values,
+         *_winograd_effort(batch, rows, columns, channels * outputs))
 
 
 def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Values:
@@ -305,6 +310,12 @@ def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Va
 
 def _scratch(low: Lowering, floats: Dim) -> Values:
     return {"scratch": _Memory(low.temp((THREADS, to_size(floats)), what="scratch"))}
+
+
+def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim) -> tuple[Size, str, Size]:
+    """Work, no word, and the multiply-accumulates of the sums as they are defined."""
+    products = batch * _up(rows, 4) * _up(columns, 4) * pairs * 9 // 4
+    return _effort(products), "", to_size(batch * rows * columns * pairs * 9)
 
 
 def _up(size: Dim, step: int) -> Dim:
@@ -323,8 +334,8 @@ def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> N
     values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
               **_winograd_sizes(x, dy.shape, outputs, node.attributes),
               **_scratch(low, winograd.block_floats(channels, tile))}
-    work = _effort(batch * _up(rows, 4) * _up(columns, 4) * channels * outputs * 9 // 4)
-    _run(low, winograd.weight_grad(tile), values, work)
+    _run(low, winograd.weight_grad(tile), values,
+         *_winograd_effort(batch, rows, columns, channels * outputs))
     result = low.result(Value(node.id))
     _run(low, winograd.combine_weight_grad(tile),
          {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
@@ -370,8 +381,7 @@ def _weight_gradient(low: Lowering, node: Node) -> None:
               "x_row": x.strides[1], "x_pixel": x.strides[2], "stride_h": stride[0],
               "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
               **shared}
-    work = _effort(batch * oh * ow * k * depth)
-    _run(low, weight_grad.conv2d_weight_grad(tile), values, work)
+    _multiply(low, weight_grad.conv2d_weight_grad(tile), values, batch * oh * ow * k * depth)
     result = low.result(Value(node.id))
     combined = {**shared, "y0": result, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
     _run(low, weight_grad.combine_weight_grad(STORE, tile), combined,

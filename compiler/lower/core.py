@@ -22,17 +22,18 @@ from lamina.compiler.lower.reductions import (
 )
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
-from lamina.runtime.program import Buffer, Kernel, Loop, Size, Step
+from lamina.runtime.program import FORWARD, Buffer, Kernel, Loop, Size, Step
 
 PARTIAL = "partial sums"  # what a buffer of them is called
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a step comes from, for people."""
+    """Where a step comes from, for people; `part` of a training step as in Step."""
 
     label: str
     line: int
+    part: str = FORWARD
 
 
 class Lowering:
@@ -106,10 +107,11 @@ class Lowering:
         """Append a call of an emitted kernel."""
         self.call(emitted.source, emitted.args, emitted.work, what)
 
-    def call(self, source: str, args, work: Size, what: str = "") -> None:
+    def call(self, source: str, args, work: Size, what: str = "", macs: Size = 0) -> None:
         """Append a call of a kernel text."""
         label = f"{self.place.label} {what}".strip()
-        self.steps.append(Step(self.kernel(source), tuple(args), work, label, self.place.line))
+        self.steps.append(Step(self.kernel(source), tuple(args), work, label, self.place.line,
+                               macs, self.place.part))
 
     def kernel(self, source: str) -> int:
         """The number of a kernel text; equal texts are one kernel."""
@@ -182,7 +184,7 @@ class Lowering:
             for store in loops.stores:
                 if store.name == r.name:
                     self.step(emit_combine(r, partial, store.access, chunks, span, width),
-                              f"{what} combine")
+                              f"{what} combine".strip())
 
 
 Handler = Callable[[Lowering, Node], None]

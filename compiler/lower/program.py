@@ -13,10 +13,22 @@ from lamina.compiler.lower.core import Handler, Lowering, Place
 from lamina.compiler.lower.scans import lower_scan
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
-from lamina.runtime.program import Buffer, Loop, Program, Size, Step
+from lamina.compiler.transform.training import OPTIMIZER
+from lamina.runtime.program import (
+    BACKWARD,
+    FORWARD,
+    UPDATING,
+    Buffer,
+    Loop,
+    Program,
+    Size,
+    Step,
+    layer_of,
+)
 
 VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
 UPDATE = "update:"  # outputs of this name replace the parameter of that key
+DERIVED = (UPDATE, "grad:")  # outputs of the backward pass
 
 
 def _input(low: Lowering, node: Node) -> None:
@@ -121,7 +133,7 @@ def _aim_parts(low: Lowering) -> None:
                          if value in user.inputs)
                  for value in node.inputs]
         if any(alone):
-            low.place = _place(node)
+            low.place = replace(_place(node), part=low.place.part)
             target = low.targets[Value(node.id)] = low.result(Value(node.id))
             for value, part, fits in zip(node.inputs, _parts(low.graph, node, target), alone,
                                          strict=True):
@@ -177,7 +189,7 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
         if node.op.name in ("input", "param"):
             _input(low, node)
     _aim_outputs(low)
-    _walk(low)
+    _walk(low, _step_parts(graph))
     _finish_outputs(low)
     buffers = _with_lifetimes(low.buffers, low.steps, low.loops)
     names = sorted({s for b in buffers for size in b.shape for s in _symbols(size)})
@@ -186,14 +198,34 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
                    {**(meta or {}), "divisors": _divisors(graph)}, tuple(low.loops))
 
 
-def _walk(low: Lowering) -> None:
-    """The steps of all nodes, in order."""
+def _step_parts(graph: Graph) -> dict[int, str]:
+    """The part of a training step that each node belongs to.
+
+    The nodes of the backward pass come after the last that another output needs.
+    """
+    needed = {value.node for name, value in graph.outputs if not name.startswith(DERIVED)}
+    if not needed or len(needed) == len(graph.outputs):
+        return {}
+    last = max(needed)
+    return {node.id: UPDATING if _updates(node) else BACKWARD for node in graph.nodes
+            if node.id > last}
+
+
+def _updates(node: Node) -> bool:
+    """Whether a node is the optimizer's: a layer of that name has a line."""
+    return node.path == OPTIMIZER and node.span is None
+
+
+def _walk(low: Lowering, parts: Mapping[int, str] | None = None) -> None:
+    """The steps of all nodes, in order. `parts`: as `_step_parts` says, else those around them."""
+    around = low.place  # of a scan, for its body
     contractions.plan_indices(low)
     _aim_parts(low)
     for node in low.graph.nodes:
         if node.op.name in ("input", "param"):
             continue
-        low.place = _place(node)
+        part = around.part if parts is None else parts.get(node.id, FORWARD)
+        low.place = replace(_place(node, layer_of(around.label)), part=part)
         handler = HANDLERS.get(node.op.name)
         if handler is None and node.op.kind in ("elementwise", "reduce", "random"):
             handler = _alone
@@ -208,11 +240,13 @@ def _divisors(graph: Graph) -> dict[str, int]:
     return {s.name: s.scale for s in sorted(symbols, key=lambda s: s.name) if s.scale > 1}
 
 
-def _place(node: Node) -> Place:
+def _place(node: Node, path: str = "") -> Place:
+    """Where a node comes from; `path` is that of one that has none."""
+    path = node.path or path
     names = [n.op.name for n in (node.body.nodes if node.body else (node,))
              if n.op.kind != "source"]
     what = "+".join(names[:3]) + ("..." if len(names) > 3 else "")
-    return Place(f"{node.path}: {what}" if node.path else what, node.span.line if node.span else 0)
+    return Place(f"{path}: {what}" if path else what, node.span.line if node.span else 0)
 
 
 def _aim_outputs(low: Lowering) -> None:
@@ -272,8 +306,9 @@ def _finish_outputs(low: Lowering) -> None:
     updates = []
     for name, value in low.graph.outputs:
         source = low.view(value)
-        low.place = Place(name, 0)
-        if name.startswith(UPDATE):
+        replaces = name.startswith(UPDATE)
+        low.place = Place(name, 0, UPDATING if replaces else FORWARD)
+        if replaces:
             target = low.view_of[low.graph.params[name.removeprefix(UPDATE)]]
             if source == target:
                 continue

@@ -8,6 +8,7 @@ Each refusal is recorded with its reason.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from lamina.compiler.ir.builder import Builder
@@ -78,9 +79,10 @@ class _Planner:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.group_of: dict[int, Group] = {}
-        self.groups: list[Group] = []
+        self.groups: list[Group] = []  # by their last nodes
         self.refusals: list[Refusal] = []
         self.later: dict[int, set[int]] = {}  # what depends on a node, as far as asked
+        self.summed: dict[int, bool] = {}  # see `_only_summed`
 
     def place(self, node: Node) -> None:
         """Start a group for `node` and try to join its producers'."""
@@ -121,11 +123,14 @@ class _Planner:
 
     def _only_summed(self, node: Node) -> bool:
         """Whether all that reads cheap work on an element are sums over leading axes."""
-        users = self.graph.users(node)
-        outputs = {value.node for _, value in self.graph.outputs}
-        return node.op.name in CHEAP and bool(users) and node.id not in outputs and all(
-            _shape_of_work(self.graph, user)[0] == "column" or self._only_summed(user)
-            for user in users)
+        if node.id not in self.summed:
+            users = self.graph.users(node)
+            outputs = {value.node for _, value in self.graph.outputs}
+            self.summed[node.id] = node.op.name in CHEAP and bool(users) and \
+                node.id not in outputs and all(
+                    _shape_of_work(self.graph, user)[0] == "column" or self._only_summed(user)
+                    for user in users)
+        return self.summed[node.id]
 
     def _recomputable(self, node: Node) -> int | None:
         """The node behind cheap work on one stored result whose reader runs much later, or None.
@@ -191,6 +196,7 @@ class _Planner:
         return group
 
     def _join(self, producer: Group, consumer: Group) -> str:
+        """Join the last group with an earlier one; the reason if they must stay apart."""
         merged = self._compatible(producer, consumer)
         if isinstance(merged, str):
             return merged
@@ -202,13 +208,17 @@ class _Planner:
                       (producer.before | consumer.before) & ~(producer.mask | consumer.mask))
         if len(self._operands(group)) > MAX_OPERANDS or len(group.nodes) > MAX_NODES:
             return "the group would grow too large"
-        self.groups = [g for g in self.groups if g is not producer and g is not consumer]
-        self.groups.append(group)
+        assert self.groups[-1] is consumer
+        del self.groups[-1]
+        del self.groups[bisect_left(self.groups, _last(producer), key=_last)]
         for node in group.nodes:
             self.group_of[node.id] = group
-        for other in self.groups:
-            if other is not group and other.before & group.mask:
+        for other in reversed(self.groups):
+            if _last(other) < group.nodes[0].id:  # nor do those before it come after the group
+                break
+            if other.before & group.mask:
                 other.before |= group.before | group.mask
+        self.groups.append(group)
         return ""
 
     def _between(self, producer: Group, consumer: Group) -> bool:
@@ -274,6 +284,10 @@ class _Planner:
         return "epilogue", p.space, ()
 
 
+def _last(group: Group) -> int:
+    return group.nodes[-1].id
+
+
 def epilogue_access(shape: tuple[Dim, ...], space: tuple[Dim, ...]) -> str | None:
     """How a tile of a contraction's result reads an operand: the access of a template."""
     padded = (1,) * (len(space) - len(shape)) + shape
@@ -310,10 +324,14 @@ def _emit(graph: Graph, planner: _Planner) -> Graph:
     builder = Builder(graph.name)
     values: dict[Value, Value] = {}
     wanted = {value for _, value in graph.outputs}
+    readers: dict[Value, set[int]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            readers.setdefault(value, set()).add(node.id)
     for group in _in_order(graph, planner):
         inside = {node.id for node in group.nodes}
-        outer = {v for n in graph.nodes if n.id not in inside for v in n.inputs} | wanted \
-            if len(group.nodes) > 1 else set()
+        outer = {value for value in map(Value, inside)
+                 if value in wanted or readers.get(value, inside) - inside}
         _emit_group(builder, graph, group, values, outer)
     for _, value in graph.outputs:
         if value not in values:

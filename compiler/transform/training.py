@@ -15,6 +15,7 @@ from lamina.compiler.transform.autodiff import add_gradients
 
 STATE = "optimizer/"  # keys of optimizer state begin so
 UPDATE = "update:"
+OPTIMIZER = "optimizer"  # the path of the nodes that replace parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def training_step(graph: Graph, rule: Rule, frozen: Collection[str] = ()) -> Gra
     outputs = [(name, values[value]) for name, value in with_gradients.outputs
                if not name.startswith("grad:")
                and (name == "loss" or name.startswith(("metric:", UPDATE)))]
-    outputs += _updates(m, with_gradients, values, keys, rule)
+    with builder.at(None, OPTIMIZER):
+        outputs += _updates(m, with_gradients, values, keys, rule)
     return builder.finish(outputs)
 
 

@@ -41,6 +41,18 @@ class MemoryDamage(RuntimeError):
     """A kernel wrote where it must not (found by `check_memory`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of several runs: `steps` [runs, steps] and `whole` [runs].
+
+    A step's time is that of all rounds of a loop, waiting for other threads included; a whole run
+    copies inputs and outputs too.
+    """
+
+    steps: np.ndarray
+    whole: np.ndarray
+
+
 @dataclass(slots=True)
 class _Ready:
     """A plan with memory: addresses, argument blocks and the table to walk."""
@@ -152,25 +164,37 @@ class Executor:
         bindings: Mapping[str, int] | None = None,
     ) -> list[tuple[str, float]]:
         """(label, least seconds over `rounds` whole runs) of each step, waiting included."""
+        least = self.measure(inputs, rounds, bindings).steps.min(axis=0).tolist()
+        return [(step.label or self.program.kernels[step.kernel].name, seconds)
+                for step, seconds in zip(self.program.steps, least, strict=True)]
+
+    def measure(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        rounds: int = 1,
+        bindings: Mapping[str, int] | None = None,
+    ) -> Times:
+        """The times of `rounds` runs, of 2 at least."""
         (timer,) = load([TIMER], self._cache)
-        steps = self.program.steps
-        least = np.full(len(steps), np.inf)
-        begin: tuple[float, int] | None = None
+        ticks: list[np.ndarray] = []  # of the steps of each run
+        whole: list[float] = []
+        ends: list[tuple[float, int]] = []  # of the runs, in seconds and in ticks
         with self._lock:
-            ready = self._prepare(inputs, bindings or {})
-            assert ready.table is not None
-            times = ready.table.times
             for _ in range(max(2, rounds)):  # two runs tell how long a tick is
+                start = time.perf_counter()
+                ready = self._prepare(inputs, bindings or {})
+                assert ready.table is not None
+                times = ready.table.times
                 times[:] = 0
                 self._threads.run(ready.table, timer)
-                begin = begin or (time.perf_counter(), int(times[-1]))
-                least = np.minimum(least, times[ready.table.row_of])
-            took = time.perf_counter() - begin[0]
-        tick = took / max(1, int(times[-1]) - begin[1])
-        return [
-            (step.label or self.program.kernels[step.kernel].name, float(ticks) * tick)
-            for step, ticks in zip(steps, least, strict=True)
-        ]
+                ends.append((time.perf_counter(), int(times[-1])))
+                self._outputs(ready)
+                whole.append(time.perf_counter() - start)
+                ticks.append(times[ready.table.row_of])
+        (first, first_ticks), (last, last_ticks) = ends[0], ends[-1]
+        steps = np.array(ticks) * ((last - first) / max(1, last_ticks - first_ticks))
+        # How long a tick is, is known to some thousandths: no run is shorter than its steps.
+        return Times(steps, np.maximum(whole, steps.sum(axis=1)))
 
     def close(self) -> None:
         """End the threads; a later run starts them again."""

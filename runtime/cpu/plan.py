@@ -115,6 +115,12 @@ def _times(program: Program, rounds: Sequence[int], index: int) -> int:
     return times
 
 
+def total_macs(program: Program, plan: Plan) -> tuple[int, ...]:
+    """The multiply-accumulates of each step in a whole run, all rounds of loops together."""
+    return tuple(evaluate(step.macs, plan.bindings) * _times(program, plan.rounds, index)
+                 for index, step in enumerate(program.steps))
+
+
 def nbytes(buffer: Buffer, shape: Sequence[int]) -> int:
     """The bytes of the buffer's data under a concrete shape."""
     count = ITEM_BYTES[buffer.dtype]

@@ -9,7 +9,8 @@ from lamina.commands import report
 from lamina.commands.bench import example_sizes
 from lamina.commands.drawing import COLOURS
 from lamina.commands.layered import arrange
-from lamina.commands.report import live_bytes, render_page, report_data, training_step_of
+from lamina.commands.memory import live_bytes
+from lamina.commands.report import render_page, report_data, training_step_of
 from lamina.compiler.inspect.cost import summarize
 from lamina.compiler.inspect.report import BORDER, structure
 
