@@ -17,7 +17,8 @@ from lamina.compiler.ops.window import padding_pairs, pair
 
 TILE = 4  # rows and columns of a tile of results
 PRODUCTS = 36  # of a tile and a pair of channels
-TRANSFORM = 260  # products that a tile's transforms are worth, for each channel of either side
+PANEL = 32  # output channels that are computed together at most: fewer cost as much
+TRANSFORM = 500  # products that a tile's transforms are worth, for each channel of either side
 GAIN = 1.1  # how many times as fast it must be by this count
 LEAST_CHANNELS = 16  # of either side: a vector
 
@@ -69,6 +70,7 @@ def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int) -> float:
     for size in (rows, columns):
         used *= size / (-(-size // TILE) * TILE) if isinstance(size, int) else 1.0
     direct = 9 * TILE * TILE * channels * outputs * used
+    outputs = -(-outputs // PANEL) * PANEL
     return direct / (PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs))
 
 

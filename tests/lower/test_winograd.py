@@ -154,6 +154,7 @@ def test_other_convolutions_are_direct(attrs, reason):
 def test_the_choice_counts_whole_tiles_and_transforms():
     """By hand: 36 products and the transforms in place of 144, of which some lie outside."""
     assert gain_of(8, 8, 10_000, 10_000) == pytest.approx(4, rel=0.02)
+    assert gain_of(8, 8, 10_000, 16) == pytest.approx(gain_of(8, 8, 10_000, 32) / 2)
     assert gain_of(5, 8, 64, 64) == pytest.approx(gain_of(8, 8, 64, 64) * 5 / 8)
     plain = {"stride": 1, "dilation": 1, "groups": 1}
     assert "gain" in why_direct((1, 1, 1, 64), (64, 64, 3, 3), plain)
