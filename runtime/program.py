@@ -28,7 +28,7 @@ class Buffer:
     """A dense array in memory. `order` lists logical axes from outermost to innermost.
 
     kind: "input" (given at each run), "param" (kept between runs, may be updated in place),
-    "const" (data fixed when compiled), "temp" (lives in the arena from step `first` to `last`),
+    "const" (fixed when compiled, or written by the steps that run once), "temp" (lives in the arena from step `first` to `last`),
     "output" (handed back after a run). `key` is the input's, parameter's or output's name.
     `alias` names the buffer whose memory this one takes over, or -1. `data` holds a "const"'s
     bytes in physical order, as base64 text (a "param" may carry initial values likewise).
@@ -109,7 +109,11 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything that a runtime needs to run one compiled function."""
+    """Everything that a runtime needs to run one compiled function.
+
+    The first `once` steps depend on parameters alone, and what they write is kept: they run again
+    only when parameters have been set.
+    """
 
     target: str
     buffers: tuple[Buffer, ...]
@@ -118,6 +122,7 @@ class Program:
     symbols: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
     loops: tuple[Loop, ...] = ()
+    once: int = 0
 
 
 def layer_of(label: str) -> str:
@@ -174,6 +179,7 @@ def loads(text: str) -> Program:
         symbols=tuple(data["symbols"]),
         meta=data["meta"],
         loops=tuple(Loop(**{**row, "count": _tuples(row["count"])}) for row in data["loops"]),
+        once=data["once"],
     )
 
 

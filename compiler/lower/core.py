@@ -52,6 +52,8 @@ class Lowering:
         self.loops: list[Loop] = []
         self.ahead: list[Step] | None = None  # in a loop: steps that can run once, before it
         self.steady: set[int] = set()  # buffers that no round of the loop changes
+        self.once_steps: list[Step] = []  # what depends on parameters alone
+        self.fixed: set[int] = set()  # buffers that only setting parameters changes
 
     def within(self, body: Graph, steady: Iterable[View]) -> Lowering:
         """The lowering of a loop's body, which adds to the same buffers and steps.
@@ -59,7 +61,7 @@ class Lowering:
         `steady` lies still while the loop runs.
         """
         inner = Lowering(body, self.vector_width)
-        for name in ("buffers", "steps", "kernels", "sources", "place", "loops"):
+        for name in ("buffers", "steps", "kernels", "sources", "place", "loops", "once_steps", "fixed"):
             setattr(inner, name, getattr(self, name))
         inner.ahead, inner.steady = [], self.steady | {view.buffer for view in steady}
         return inner
@@ -71,11 +73,19 @@ class Lowering:
 
     @contextmanager
     def once(self, source: View, target: View) -> Iterator[None]:
-        """Steps made inside write `target` from `source` alone: where that lies still, once."""
-        if self.ahead is None or not self.lies_still(source):
+        """Steps made inside write `target` from `source` alone: where that lies still, once.
+
+        What depends on parameters alone runs once for many runs, what no round of a loop changes
+        once for the loop.
+        """
+        fixed = source.buffer in self.fixed
+        ahead = self.once_steps if fixed else self.ahead if self.lies_still(source) else None
+        if ahead is None:
             yield
             return
-        steps, self.steps = self.steps, self.ahead
+        if fixed:
+            self.fixed.add(target.buffer)
+        steps, self.steps = self.steps, ahead
         try:
             yield
         finally:

@@ -188,14 +188,29 @@ def lower(graph: Graph, vector_width: int = 8, meta: Mapping[str, object] | None
     for node in graph.nodes:
         if node.op.name in ("input", "param"):
             _input(low, node)
+    if not any(name.startswith(UPDATE) for name, _ in graph.outputs):
+        low.fixed |= {low.view_of[value].buffer for value in graph.params.values()}
     _aim_outputs(low)
     _walk(low, _step_parts(graph))
     _finish_outputs(low)
+    once = _put_first(low)
     buffers = _with_lifetimes(low.buffers, low.steps, low.loops)
     names = sorted({s for b in buffers for size in b.shape for s in _symbols(size)})
     return Program("cpu", buffers, tuple(low.sources), tuple(low.steps),
                    tuple(n for n in names if not n.startswith("$")),
-                   {**(meta or {}), "divisors": _divisors(graph)}, tuple(low.loops))
+                   {**(meta or {}), "divisors": _divisors(graph)}, tuple(low.loops), once)
+
+
+def _put_first(low: Lowering) -> int:
+    """Steps that depend on parameters alone go first, and what they hand on is kept."""
+    once = len(low.once_steps)
+    low.steps[:0] = low.once_steps
+    low.loops[:] = [replace(loop, first=loop.first + once, last=loop.last + once)
+                    for loop in low.loops]
+    for number in low.fixed:
+        if low.buffers[number].kind == "temp":
+            low.buffers[number] = replace(low.buffers[number], kind="const")
+    return once
 
 
 def _step_parts(graph: Graph) -> dict[int, str]:

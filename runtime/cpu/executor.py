@@ -63,6 +63,7 @@ class _Ready:
     inputs: dict[str, np.ndarray] = field(default_factory=dict)  # views in logical order
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     table: Table | None = None
+    once: Table | None = None  # of the steps that run when parameters have been set
     arena: int = -1  # identity of the arena that the blocks point into
 
     @property
@@ -105,6 +106,7 @@ class Executor:
         self._plans: OrderedDict[tuple, _Ready] = OrderedDict()
         self._arena: np.ndarray = np.empty(0, np.uint8)
         self._kept = self._make_kept()
+        self._prepared = False  # whether what depends on parameters alone is up to date
 
     @property
     def threads(self) -> int:
@@ -124,6 +126,7 @@ class Executor:
             if key not in targets:
                 raise KeyError(f"no parameter is named {key!r}")
             self._require(key, np.asarray(value), targets[key], self._kept_shape(targets[key]))
+        self._prepared = False
         for key, value in values.items():
             self._param_view(targets[key])[...] = value
 
@@ -174,7 +177,7 @@ class Executor:
         rounds: int = 1,
         bindings: Mapping[str, int] | None = None,
     ) -> Times:
-        """The times of `rounds` runs, of 2 at least."""
+        """The times of `rounds` runs, of 2 at least; steps that run once take none."""
         (timer,) = load([TIMER], self._cache)
         ticks: list[np.ndarray] = []  # of the steps of each run
         whole: list[float] = []
@@ -190,7 +193,8 @@ class Executor:
                 ends.append((time.perf_counter(), int(times[-1])))
                 self._outputs(ready)
                 whole.append(time.perf_counter() - start)
-                ticks.append(times[ready.table.row_of])
+                ticks.append(np.concatenate([np.zeros(self.program.once, np.int64),
+                                             times[ready.table.row_of]]))
         (first, first_ticks), (last, last_ticks) = ends[0], ends[-1]
         steps = np.array(ticks) * ((last - first) / max(1, last_ticks - first_ticks))
         # How long a tick is, is known to some thousandths: no run is shorter than its steps.
@@ -212,6 +216,9 @@ class Executor:
         ready = self._recent[1]
         for key, view in ready.inputs.items():
             view[...] = arrays[key]
+        if not self._prepared and ready.once is not None:
+            self._threads.run(ready.once)
+        self._prepared = True
         return ready
 
     def _bind(self, arrays: Mapping[str, np.ndarray], given: Mapping[str, int]) -> dict[str, int]:
@@ -327,7 +334,9 @@ class Executor:
                       for kind, number, more in arguments] or [0], np.int64)
             for arguments in ready.plan.arguments
         ]
-        ready.table = self._table_of(ready, 0, len(self.program.steps) - 1)
+        once = self.program.once
+        ready.once = self._table_of(ready, 0, once - 1) if once else None
+        ready.table = self._table_of(ready, once, len(self.program.steps) - 1)
         for views, kind in ((ready.inputs, "input"), (ready.outputs, "output")):
             for key, index in self._named(kind).items():
                 views[key] = self._view(ready, index)
