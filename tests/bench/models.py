@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODES = ("train", "infer")
-RATE, MOMENTUM = 0.01, 0.9  # of SGD, in every system
+MOMENTUM = 0.9  # of SGD, in every system
 LABEL = "label"
 WEIGHTS, INPUTS = "weights.safetensors", "inputs.safetensors"
 
@@ -102,6 +102,11 @@ class Model(ABC):
         """Whether scores are those of tokens."""
         return False
 
+    @property
+    def rate(self) -> float:
+        """The learning rate: a few steps change the loss by far more than rounding does."""
+        return 0.01
+
     def batches(self, mode: str) -> tuple[int, ...]:
         """The batches to measure in a mode."""
         return (self.batch,) if mode == "train" else tuple(dict.fromkeys((1, self.batch)))
@@ -168,6 +173,11 @@ class Recurrent(Model):
     def classes_last(self) -> bool:
         """A score for each word at each step."""
         return True
+
+    @property
+    def rate(self) -> float:
+        """Their gradients are small."""
+        return 0.1
 
     @property
     def net(self) -> Net:

@@ -18,7 +18,8 @@ from lamina.tests.bench.systems import Ready, Task
 
 def make(task: Task) -> Ready:
     """A compiled graph with the weights of the task."""
-    graph = models.find(task.model, task.whole).graph(task.mode)
+    model = models.find(task.model, task.whole)
+    graph = model.graph(task.mode)
     start = time.perf_counter()
     runner = make_runner(graph, Options(threads=task.threads))
     compiled = time.perf_counter() - start
@@ -32,7 +33,7 @@ def make(task: Task) -> Ready:
     inputs, label = models.load_inputs(task.folder, task.batch)
     if task.mode == "train":
         assert label is not None
-        inputs |= {models.LABEL: label, "lr": np.float32(models.RATE), "step": np.float32(1)}
+        inputs |= {models.LABEL: label, "lr": np.float32(model.rate), "step": np.float32(1)}
     types = {name: graph.type(value) for name, value in graph.inputs.items()}
     arena = runner.plan(bind(types, inputs)).arena_bytes
     name = "loss" if task.mode == "train" else graph.outputs[0][0]

@@ -42,7 +42,8 @@ def make(task: Task, last: bool = False, compiles: bool = False) -> Ready:
     if task.mode == "infer":
         return Ready(_inference(net, wrap(net), inputs), lambda y: y.numpy(), facts)
     assert label is not None
-    return Ready(_step(net, wrap(objective(net, model.classes_last)), inputs, label),
+    loss_of = wrap(objective(net, model.classes_last))
+    return Ready(_step(net, loss_of, inputs, label, model.rate),
                  lambda loss: torch.tensor(loss).numpy(), facts)
 
 
@@ -118,10 +119,9 @@ def _inference(net: nn.Module, run: Callable[..., Any], inputs: list[torch.Tenso
 
 
 def _step(net: nn.Module, loss: Callable[..., torch.Tensor], inputs: list[torch.Tensor],
-          label: torch.Tensor) -> Callable[[], float]:
+          label: torch.Tensor, rate: float) -> Callable[[], float]:
     # `fused` is the fastest of PyTorch's ways to the same update.
-    optimizer = torch.optim.SGD(net.parameters(), lr=models.RATE, momentum=models.MOMENTUM,
-                                fused=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=models.MOMENTUM, fused=True)
 
     def call() -> float:
         optimizer.zero_grad()

@@ -156,7 +156,7 @@ def measure(model: Model, systems: Sequence[System], modes: Sequence[str], setti
                             settings.seconds, folder)
                 if settings.cold and cold is None:
                     cold = start_cold(task, chosen, settings, cache)
-                cells = Comparison(model, task, settings, cache).run(chosen, cold or {})
+                cells = Comparison(model, task, settings, cache).run(chosen, dict(cold or {}))
                 found += cells
                 done(cells)
     return found
@@ -171,7 +171,7 @@ def start_cold(task: Task, systems: Sequence[System], settings: Settings, cache:
     try:
         facts = process.wait("ready")
     except (Late, Broken) as error:
-        return {"cold_why": str(error)}
+        return {"cold_why": f"without kernels: {error}"}
     finally:
         process.end()
     return {"cold_s": process.start_s, "cold_compile_s": facts["system"].get("compile_s")}
@@ -192,6 +192,7 @@ class Comparison:
             for system in systems:
                 self._start(system)
             if "ours" in self.cells:
+                self.cells["ours"]["why"] = cold.pop("cold_why", self.cells["ours"]["why"])
                 self.cells["ours"]["start"] |= cold
             rounds = self._rounds()
             for name in list(self.live):
@@ -261,22 +262,14 @@ class Comparison:
         return found
 
     def _finish(self, name: str, rounds: list[dict[str, Any]]) -> None:
-        cell, threads = self.cells[name], self.settings.threads
+        cell = self.cells[name]
         try:
             last = self.live[name].ask("end")
         except (Late, Broken) as error:
             self._drop(name, error)
             return
         cell["memory"]["running_mb"] = last["running_bytes"] / MEGA - cell["memory"]["base_mb"]
-        cell["seconds"] = summary(rounds)
-        cell["cores"] = max(one["cores"] for one in rounds)
-        others = statistics.median(one["others"] for one in rounds)
-        cell["others"] = max(0.0, others) if np.isfinite(others) else None
-        if cell["cores"] > threads + SPARE:
-            cell |= {"status": "wrong", "why": f"{cell['cores']:.2f} cores were busy with "
-                                               f"{threads} threads"}
-        if not last["finite"]:
-            cell |= {"status": "wrong", "why": "no finite results after the rounds"}
+        cell |= {"seconds": summary(rounds), **verdict(rounds, last, self.settings.threads)}
 
     def _drop(self, name: str, error: Exception) -> None:
         self.live.pop(name).end()
@@ -300,6 +293,19 @@ def differences(found: np.ndarray, known: np.ndarray, mode: str) -> Cell:
         return errors
     more = f", {errors['change_error']:.1e} in what steps change" if mode == "train" else ""
     return {**errors, "status": "wrong", "why": f"differs by {errors['error']:.1e}{more}"}
+
+
+def verdict(rounds: list[dict[str, Any]], last: dict[str, Any], threads: int) -> Cell:
+    """The fields of a cell that say whether its rounds were what they should be."""
+    others = statistics.median(one["others"] for one in rounds)
+    found: Cell = {"cores": max(one["cores"] for one in rounds),
+                   "others": max(0.0, others) if np.isfinite(others) else None}
+    if found["cores"] > threads + SPARE:
+        found |= {"status": "wrong",
+                  "why": f"{found['cores']:.2f} cores were busy with {threads} threads"}
+    if not last["finite"]:
+        found |= {"status": "wrong", "why": "no finite results after the rounds"}
+    return found
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
