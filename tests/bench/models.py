@@ -1,7 +1,7 @@
 """What is measured: models of the zoo by "file.Model", recurrent networks, and single operators.
 
-SIZES is the one table of batches and shapes. A model gives its weights and inputs, its graph here
-and its module in PyTorch, so that every system computes the same.
+SIZES is the one table of batches, shapes and learning rates. A model gives its weights and inputs,
+its graph here and its module in PyTorch, so that every system computes the same.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ MOMENTUM = 0.9  # of SGD, in every system
 LABEL = "label"
 WEIGHTS, INPUTS = "weights.safetensors", "inputs.safetensors"
 
-# The batch of a training step and the shape of one example; the first pattern that fits counts.
-SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
-    "lenet5*.*": (64, (1, 32, 32)),
-    "cifar_resnet.*": (64, (3, 32, 32)),
-    "alexnet.AlexNet2012": (32, (3, 227, 227)),
-    "alexnet.*": (32, (3, 224, 224)),
-    "vgg.*": (8, (3, 224, 224)),
-    "resnet.*": (16, (3, 224, 224)),
-    "mobilenet.*": (16, (3, 224, 224)),
-    "unet.UNetSame": (4, (1, 256, 256)),
-    "lstm": (32, (64,)),
-    "gru": (32, (64,)),
-    "cell": (32, (64,)),
-    "conv": (8, (64, 56, 56)),
-    "gemm": (1, (1024, 1024)),
+# The batch of a training step, the shape of one example, and the learning rate; the first pattern
+# that fits counts. Some steps at that rate change the loss by far more than rounding does, and not
+# so far that rounding grows: deep networks without residuals double it at every larger step.
+SIZES: dict[str, tuple[int, tuple[int, ...], float]] = {
+    "lenet5*.*": (64, (1, 32, 32), 1e-2),
+    "cifar_resnet.*": (64, (3, 32, 32), 1e-2),
+    "alexnet.AlexNet2012": (32, (3, 227, 227), 1e-5),
+    "alexnet.*": (32, (3, 224, 224), 1e-5),
+    "vgg.*": (8, (3, 224, 224), 1e-5),
+    "resnet.*": (16, (3, 224, 224), 1e-3),
+    "mobilenet.*": (16, (3, 224, 224), 1e-4),
+    "unet.UNetSame": (4, (1, 256, 256), 1e-3),
+    "lstm": (32, (64,), 1e-1),
+    "gru": (32, (64,), 1e-1),
+    "cell": (32, (64,), 1e-1),
+    "conv": (8, (64, 56, 56), 0.0),
+    "gemm": (1, (1024, 1024), 0.0),
 }
 # What is measured when no model is named.
 USUAL = ("lenet5.LeNet5", "cifar_resnet.ResNet20", "alexnet.AlexNet", "vgg.VGG16",
@@ -81,11 +83,12 @@ def load_inputs(folder: Path, batch: int) -> tuple[dict[str, np.ndarray], np.nda
 
 @dataclass(frozen=True, slots=True)
 class Model(ABC):
-    """A model at the batch of its training step, for examples of a shape."""
+    """A model at the batch of its training step, for examples of a shape; `rate` is SGD's."""
 
     name: str
     batch: int
     shape: tuple[int, ...]
+    rate: float
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -101,11 +104,6 @@ class Model(ABC):
     def classes_last(self) -> bool:
         """Whether scores are those of tokens."""
         return False
-
-    @property
-    def rate(self) -> float:
-        """The learning rate: a few steps change the loss by far more than rounding does."""
-        return 0.01
 
     def batches(self, mode: str) -> tuple[int, ...]:
         """The batches to measure in a mode."""
@@ -173,11 +171,6 @@ class Recurrent(Model):
     def classes_last(self) -> bool:
         """A score for each word at each step."""
         return True
-
-    @property
-    def rate(self) -> float:
-        """Their gradients are small."""
-        return 0.1
 
     @property
     def net(self) -> Net:
@@ -303,6 +296,6 @@ def find(name: str, batch: int | None = None) -> Model:
     """A model by name, at its usual batch or another. Raises KeyError for an unknown one."""
     if name not in known():
         raise KeyError(f"no model is named {name!r}; models: {', '.join(known())}")
-    usual, shape = next(sizes for pattern, sizes in SIZES.items() if fnmatchcase(name, pattern))
+    usual, *rest = next(row for pattern, row in SIZES.items() if fnmatchcase(name, pattern))
     kind = ZooModel if "." in name else Operator if name in ("gemm", "conv") else Recurrent
-    return kind(name, usual if name == "gemm" else batch or usual, shape)
+    return kind(name, usual if name == "gemm" else batch or usual, *rest)

@@ -65,8 +65,9 @@ def lines_of(group: Sequence[Cell]) -> str:
             continue
         row += "".join(f"{text:>{width}}" for text, width in
                        zip(figures(cell, ours), WIDTHS, strict=True))
-        rows.append(row + mark + (f"  {cell['status']}: {cell['why']}" if cell["why"] else "") +
-                    (f"  others kept {cell['others']:.1f} cores busy" if disturbed(cell) else ""))
+        row += mark + (f"  {cell['status']}: {cell['why']}" if cell["why"] else "")
+        rows.append(row + (f"  others kept {cell['others']:.1f} cores busy" if disturbed(cell)
+                           else ""))
     return "\n".join(rows) + "\n"
 
 

@@ -72,12 +72,20 @@ def test_what_fails_says_why_and_stops_nobody(lenet, system, status, why):
     assert lenet["ours"]["seconds"]["rounds"] == QUICK.rounds
 
 
+def test_without_ours_nothing_is_the_best():
+    """What was compared with nothing may compute anything."""
+    found = measured(models.find("gemm"), [faulty("raises"), SYSTEMS["numpy"]], "infer")
+    cell = found["numpy"]
+    assert (cell["status"], cell["why"]) == ("not compared", "Lamina has no result")
+    assert cell["seconds"]["median"] > 0 and report.best_of(list(found.values())) is None
+
+
 def test_the_limit_ends_a_system_that_sleeps():
     """A compilation may take hours; what comes after it still runs."""
     short = rounds.Settings(rounds=1, threads=1, seconds=0.02, limit=3.0, cold=False)
     found = measured(models.find("gemm"), [faulty("sleeps"), ABSENT], "infer", short)
     assert found["sleeps"]["status"] == "too long"
-    assert found["sleeps"]["why"].startswith("more than the limit in the ")
+    assert found["sleeps"]["why"].startswith("more than 3 s, in the ")
     assert found["absent"]["status"] == "left out"
 
 
