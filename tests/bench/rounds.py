@@ -318,4 +318,4 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         if len(medians) > 1 else medians * 3
     return {"median": middle, "least": min(one["least"] for one in rounds), "quarter": low,
             "three_quarters": high, "rounds": len(rounds),
-            "calls": sum(one["calls"] for one in rounds)}
+            "calls": sum(one["calls"] for one in rounds), "of_rounds": medians}
