@@ -129,12 +129,13 @@ def _run(low: Lowering, template: Template, values: Values, work: Size, what: st
     if template.scratch:
         scratch = low.temp((THREADS, template.scratch), what="scratch")
         values = {**values, "scratch": _Memory(scratch)}
+    given = {"claim": "y0", **{f"fetch{i}": name for i, name in enumerate(template.fetch)}}
     args: list[tuple[str, Size]] = []
     for name in template.arguments:
         if name == "finish":
             args.append(("kernel", low.kernel(template.finish)))
             continue
-        value = values[{"claim": "y0", "fetch": template.fetch}.get(name, name)]
+        value = values[given.get(name, name)]
         if isinstance(value, View):
             args.append(_address(value))
         elif isinstance(value, _Memory):

@@ -61,7 +61,8 @@ class Lowering:
         `steady` lies still while the loop runs.
         """
         inner = Lowering(body, self.vector_width)
-        for name in ("buffers", "steps", "kernels", "sources", "place", "loops", "once_steps", "fixed"):
+        for name in ("buffers", "steps", "kernels", "sources", "place", "loops", "once_steps",
+                     "fixed"):
             setattr(inner, name, getattr(self, name))
         inner.ahead, inner.steady = [], self.steady | {view.buffer for view in steady}
         return inner

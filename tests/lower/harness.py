@@ -40,7 +40,7 @@ def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
         kernel = len(kernels) - 1
         if template.finish:
             values = {**values, "claim": values["y0"],
-                      "fetch": values[template.fetch]}
+                      **{f"fetch{i}": values[name] for i, name in enumerate(template.fetch)}}
             kernels.append(Kernel(f"f{number}", template.finish))
         args = tuple(
             ("kernel", len(kernels) - 1) if a == "finish" else

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lamina.compiler.ir import Builder
+from lamina.compiler.ir.types import symbol
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops import GraphMath
 from lamina.compiler.reference import evaluate
@@ -216,3 +217,41 @@ def test_elementwise_kernels_treat_edges_as_numpy_does(kernel_cache):
         zero = (value == 0) & (name != "sign")
         np.testing.assert_array_equal(np.signbit(got[name][zero]), np.signbit(value[zero]),
                                       err_msg=f"{name}: the sign of zero")
+
+
+# --- what runs once -----------------------------------------------------------------------------
+
+
+def convolved():
+    """A direct and a Winograd convolution, whose weights are prepared, and a product."""
+    m = GraphMath(Builder("net"))
+    x = m.input(name="x", shape=(symbol("B"), 3, 9, 9))
+    weights = {key: m.param(key=key, shape=shape) for key, shape in
+               {"a": (32, 3, 3, 3), "b": (32, 32, 3, 3), "c": (9 * 9 * 32, 5)}.items()}
+    y = m.relu(m.conv2d(x, weights["a"], padding=1))
+    y = m.conv2d(y, weights["b"], padding=1)
+    flat = m.reshape(y, shape=(symbol("B"), 9 * 9 * 32))
+    return m.builder.finish([("y", m.matmul(flat, weights["c"]).value)])
+
+
+def test_prepared_weights_follow_their_parameters(kernel_cache):
+    """They are prepared when parameters are set, once for all batch sizes, and never used stale."""
+    graph = convolved()
+    program = program_of(graph)
+    assert [step.helper for step in program.steps[:program.once]] == ["pack", "weights"]
+    executor = Executor(program, 2, kernel_cache)
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 0.2):
+        params = {key: (scale * rng.standard_normal(graph.type(value).shape)).astype(np.float32)
+                  for key, value in graph.params.items()}
+        executor.set_params(params)
+        for batch in (2, 1, 2):
+            inputs = {"x": rng.standard_normal((batch, 3, 9, 9)).astype(np.float32)}
+            expected = evaluate(graph, inputs, params)["y"]
+            assert_close(executor.run(inputs)["y"], expected, 1e-5, f"{scale}, batch {batch}")
+    executor.close()
+
+
+def test_a_training_step_prepares_nothing_once():
+    """There parameters change in every run."""
+    assert program_of(lenet_step()).once == 0

@@ -81,15 +81,15 @@ class Template:
     Those of the epilogue are x0, x1 ... (loads) and y0, y1 ... (stores). `scratch` counts the
     floats per thread that the argument "scratch" must point to: a temporary buffer of shape
     ("$threads", scratch). `finish` is the source of the kernel whose address the argument
-    "finish" is; the argument "claim" is then the buffer y0, and "fetch" that of the name `fetch`,
-    a matrix that the epilogue reads, or y0 too.
+    "finish" is; the argument "claim" is then the buffer y0, and "fetch0" and on are those that
+    `fetch` names, matrices that the epilogue reads, or y0 too.
     """
 
     source: str
     arguments: tuple[str, ...]
     scratch: int = 0
     finish: str = ""
-    fetch: str = "y0"
+    fetch: tuple[str, ...] = ()
 
 
 STORE = Epilogue()
@@ -267,7 +267,9 @@ def _held(epilogue: Epilogue) -> dict[str, Operand]:
 TILE = ("out", "first_row", "first_column", "valid", "width", "columns", "limit", "operands")
 
 
-_GIVEN = ("finish", "claim", "fetch")  # the arguments that every contraction begins with
+FETCHED = 3  # operands of an epilogue that are fetched ahead, at most
+# The arguments that every contraction begins with.
+_GIVEN = ("finish", "claim", *(f"fetch{i}" for i in range(FETCHED)))
 
 
 def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: Tile, body: str,
@@ -278,9 +280,9 @@ def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: 
     """
     own = (*_GIVEN, *arguments)
     source = kernel_text(doc, own, NOTHING, body)
-    read = (f"x{i}" for i, operand in enumerate(epilogue.loads) if operand == Operand("matrix"))
+    read = [f"x{i}" for i, operand in enumerate(epilogue.loads) if operand == Operand("matrix")]
     return Template(source, (*own, *operand_names(epilogue)), scratch,
-                    finish_kernel(epilogue, tile), next(read, "y0"))
+                    finish_kernel(epilogue, tile), (*read, *["y0"] * FETCHED)[:FETCHED])
 
 
 def finish_start(arguments: tuple[str, ...]) -> str:
@@ -302,16 +304,18 @@ def finish_tile(indent: int) -> str:
 def claim_tile(tile: Tile, indent: int) -> str:
     """Ask for the lines that a tile's results will be written to, before it is computed.
 
-    And for those of the matrix that its epilogue will read, at `fetch`.
+    And for those of the matrices that its epilogue will read, at `fetch0` and on: as many as there
+    are, then `claim` again.
     """
-    return _indented([
-        f"for m in range({tile.mr}):",
-        "    line = 4 * ((first_row + m) * columns + first_column)",
-        "    claim_line(claim + line)",
-        "    if fetch != claim:",
-        "        fetch_line(fetch + line)",
-        *([f"        fetch_line(fetch + line + {LINE})"] if tile.nr * 4 > LINE else []),
-    ], indent)
+    lines = [f"for m in range({tile.mr}):",
+             "    line = 4 * ((first_row + m) * columns + first_column)",
+             "    claim_line(claim + line)"]
+    for i in range(FETCHED):
+        inner = " " * 4 * (i + 1)
+        lines += [f"{inner}if fetch{i} != claim:", f"{inner}    fetch_line(fetch{i} + line)"]
+        if tile.nr * 4 > LINE:
+            lines.append(f"{inner}    fetch_line(fetch{i} + line + {LINE})")
+    return _indented(lines, indent)
 
 
 def finish_kernel(epilogue: Epilogue, tile: Tile) -> str:
