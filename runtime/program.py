@@ -29,7 +29,8 @@ class Buffer:
 
     kind: "input" (given at each run), "param" (kept between runs, may be updated in place),
     "const" (fixed when compiled, or written by the steps that run once), "temp" (lives in the arena
-    from step `first` to `last`), "output" (handed back after a run). `key` is the input's, parameter's or output's name.
+    from step `first` to `last`), "output" (handed back after a run). `key` is the input's,
+    parameter's or output's name.
     `alias` names the buffer whose memory this one takes over, or -1. `data` holds a "const"'s
     bytes in physical order, as base64 text (a "param" may carry initial values likewise).
     """
