@@ -284,8 +284,9 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
 
 
 def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
-    """A convolution by F(4x4, 3x3)."""
-    outputs, channels = w.shape[:2]
+    """A convolution by F(4x4, 3x3) or F(2x2, 5x5)."""
+    outputs, channels, taps, _ = w.shape
+    assert isinstance(taps, int)
     tile = wide_tile(low.vector_width)
     packed = low.fresh(TensorType((winograd.weight_floats(channels, outputs, tile),)),
                        "transformed weights")
@@ -293,13 +294,13 @@ def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
     values = {"source": w, "packed": packed, "C": channels, "K": outputs, "s_out": s_out,
               "s_in": s_in, "s_h": s_h, "s_w": s_w}
     with low.once(w, packed):
-        _run(low, winograd.weights(tile), values, to_size(product(packed.shape)), "weights")
+        _run(low, winograd.weights(tile, taps), values, to_size(product(packed.shape)), "weights")
     batch, rows, columns, _ = finish.anchor.type.shape
     values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
                                                      finish.anchor.attributes),
               **_scratch(low, winograd.block_floats(channels, tile)), **_epilogue_values(finish)}
-    _run(low, winograd.conv2d(finish.epilogue, tile), values,
-         *_winograd_effort(batch, rows, columns, channels * outputs))
+    _run(low, winograd.conv2d(finish.epilogue, tile, taps), values,
+         *_winograd_effort(batch, rows, columns, channels * outputs, taps))
 
 
 def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Values:
@@ -313,20 +314,19 @@ def _scratch(low: Lowering, floats: Dim) -> Values:
     return {"scratch": _Memory(low.temp((THREADS, to_size(floats)), what="scratch"))}
 
 
-def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim) -> tuple[Size, str, Size]:
+def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim, taps: int
+                     ) -> tuple[Size, str, Size]:
     """Work, no word, and the multiply-accumulates of the sums as they are defined."""
-    products = batch * _up(rows, 4) * _up(columns, 4) * pairs * 9 // 4
-    return _effort(products), "", to_size(batch * rows * columns * pairs * 9)
-
-
-def _up(size: Dim, step: int) -> Dim:
-    """`size` rounded up to a multiple."""
-    return (size + step - 1) // step * step
+    size = winograd.results(taps)
+    tiles = batch * ((rows + size - 1) // size) * ((columns + size - 1) // size)
+    return (_effort(tiles * pairs * winograd.PLANES), "",
+            to_size(batch * rows * columns * pairs * taps * taps))
 
 
 def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:
-    """The gradient of a convolution's weights by F(4x4, 3x3)."""
-    outputs, channels = node.type.shape[:2]
+    """The gradient of a convolution's weights by F(4x4, 3x3) or F(2x2, 5x5)."""
+    outputs, channels, taps, _ = node.type.shape
+    assert isinstance(taps, int)
     tile = wide_tile(low.vector_width)
     floats = winograd.sum_floats(channels, outputs, tile)
     chunks: Size = max(1, min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats))
@@ -335,10 +335,10 @@ def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> N
     values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
               **_winograd_sizes(x, dy.shape, outputs, node.attributes),
               **_scratch(low, winograd.block_floats(channels, tile))}
-    _run(low, winograd.weight_grad(tile), values,
-         *_winograd_effort(batch, rows, columns, channels * outputs))
+    _run(low, winograd.weight_grad(tile, taps), values,
+         *_winograd_effort(batch, rows, columns, channels * outputs, taps))
     result = low.result(Value(node.id))
-    _run(low, winograd.combine_weight_grad(tile),
+    _run(low, winograd.combine_weight_grad(tile, taps),
          {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
          chunks * floats, "combine")
     low.view_of[Value(node.id)] = result

@@ -1,9 +1,9 @@
-"""Convolutions by 3x3 with stride 1 get Winograd's algorithm where it is the faster one.
+"""Convolutions by 3x3 or 5x5 with stride 1 get Winograd's algorithm where it is the faster one.
 
 The rule counts multiply-adds. A tile of 4x4 results of one pair of channels takes 36 in place of
-144, but whole tiles cover the image, and transforms cost what some further products would: so
-many additions for each input channel and each output channel of a tile, shared by all channels on
-the other side.
+144, with a kernel of 5x5 one of 2x2 results 36 in place of 100. But whole tiles cover the image,
+and transforms cost what some further products would: so many additions for each input channel and
+each output channel of a tile, shared by all channels on the other side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lamina.compiler.ir.types import Dim
 from lamina.compiler.ops.define import GraphMath, Var
 from lamina.compiler.ops.window import padding_pairs, pair
 
-TILE = 4  # rows and columns of a tile of results
+TILES = {3: 4, 5: 2}  # rows and columns of a tile of results, by those of the kernel
 PRODUCTS = 36  # of a tile and a pair of channels
 PANEL = 32  # output channels that are computed together at most: fewer cost as much
 TRANSFORM = 500  # products that a tile's transforms are worth, for each channel of either side
@@ -47,8 +47,8 @@ def _choose(builder: Builder, node: Node, inputs: tuple[Value, ...]) -> tuple[Va
 def why_direct(result: tuple[Dim, ...], weights: tuple[Dim, ...], attrs) -> str:
     """Why a convolution (NHWC `result`, weights [K, C, KH, KW]) is direct, or "" if it is not."""
     outputs, channels, *kernel = weights
-    if tuple(kernel) != (3, 3):
-        return f"its kernel is {kernel[0]}x{kernel[1]}, not 3x3"
+    if kernel[0] != kernel[1] or kernel[0] not in TILES:
+        return f"its kernel is {kernel[0]}x{kernel[1]}, not 3x3 or 5x5"
     if pair("conv2d", "stride", attrs["stride"]) != (1, 1):
         return "its stride is not 1"
     if pair("conv2d", "dilation", attrs["dilation"]) != (1, 1):
@@ -60,16 +60,16 @@ def why_direct(result: tuple[Dim, ...], weights: tuple[Dim, ...], attrs) -> str:
     if min(outputs, channels) < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} channels do not fill a vector"
     rows, columns = result[1:3]
-    gain = gain_of(rows, columns, channels, outputs)
+    gain = gain_of(rows, columns, channels, outputs, kernel[0])
     return "" if gain >= GAIN else f"whole tiles and transforms leave a gain of {gain:.2f}"
 
 
-def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int) -> float:
+def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int, taps: int = 3) -> float:
     """Direct multiply-adds over Winograd's with its transforms; sizes not known count as large."""
-    used = 1.0
+    used, tile = 1.0, TILES[taps]
     for size in (rows, columns):
-        used *= size / (-(-size // TILE) * TILE) if isinstance(size, int) else 1.0
-    direct = 9 * TILE * TILE * channels * outputs * used
+        used *= size / (-(-size // tile) * tile) if isinstance(size, int) else 1.0
+    direct = taps * taps * tile * tile * channels * outputs * used
     outputs = -(-outputs // PANEL) * PANEL
     return direct / (PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs))
 

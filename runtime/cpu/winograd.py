@@ -1,7 +1,8 @@
-"""Winograd's transforms for convolutions by 3x3 with results in tiles of 4x4: F(4x4, 3x3).
+"""Winograd's transforms: F(4x4, 3x3) and F(2x2, 5x5).
 
-Lavin and Gray (2016), after Toom, Cook and Winograd: a tile of 4x4 results needs 36 products in
-place of 144. With d a tile of 6x6 inputs, g the weights and e the gradient of a tile of results,
+Lavin and Gray (2016), after Toom, Cook and Winograd: a tile of 4x4 results of a kernel of 3x3 needs
+36 products in place of 144, one of 2x2 of a kernel of 5x5 36 in place of 100. With d a tile of 6x6
+inputs, g the weights and e the gradient of a tile of results,
 
     result = A^T [(G g G^T) * (B^T d B)] A,
     gradient of the weights = G^T [sum over tiles of (A e A^T) * (B^T d B)] G.
@@ -41,33 +42,54 @@ def _input(d: list[Real]) -> list[Real]:
 
 
 def _weights(g: list[Real]) -> list[Real]:
-    """G: three weights to six points."""
+    """G: three or five weights to six points."""
     even_a, even_b = fma(g[2], _A2, g[0]), fma(g[2], _B2, g[0])
-    return [g[0] * _ZERO,
-            fma(g[1], _A, even_a) * _NEAR, fma(g[1], -_A, even_a) * _NEAR,
-            fma(g[1], _B, even_b) * _FAR, fma(g[1], -_B, even_b) * _FAR, g[2]]
+    odd_a, odd_b = g[1] * _A, g[1] * _B
+    if len(g) == 5:
+        even_a, even_b = fma(g[4], _A2 * _A2, even_a), fma(g[4], _B2 * _B2, even_b)
+        odd_a, odd_b = fma(g[3], _A2 * _A, odd_a), fma(g[3], _B2 * _B, odd_b)
+    return [g[0] * _ZERO, (even_a + odd_a) * _NEAR, (even_a - odd_a) * _NEAR,
+            (even_b + odd_b) * _FAR, (even_b - odd_b) * _FAR, g[-1]]
 
 
-def _result(m: list[Real]) -> list[Real]:
+def _four_results(m: list[Real]) -> list[Real]:
     """A^T: six points to four results."""
     sum_a, sum_b, way_a, way_b = m[1] + m[2], m[3] + m[4], m[1] - m[2], m[3] - m[4]
     return [m[0] + sum_a + sum_b, fma(way_b, _B, way_a * _A), fma(sum_b, _B2, sum_a * _A2),
             fma(way_b, _B * _B2, fma(way_a, _A * _A2, m[5]))]
 
 
+def _two_results(m: list[Real]) -> list[Real]:
+    """A^T: six points to two results."""
+    return [m[0] + (m[1] + m[2]) + (m[3] + m[4]),
+            fma(m[3] - m[4], _B, fma(m[1] - m[2], _A, m[5]))]
+
+
 def _gradient(e: list[Real]) -> list[Real]:
-    """A: the gradients of four results to six points."""
-    even_a, odd_a = fma(e[2], _A2, e[0]), fma(e[3], _A * _A2, e[1] * _A)
-    even_b, odd_b = fma(e[2], _B2, e[0]), fma(e[3], _B * _B2, e[1] * _B)
-    return [e[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, e[3]]
+    """A: the gradients of four or two results to six points."""
+    odd_a, odd_b = e[1] * _A, e[1] * _B
+    even_a, even_b = e[0], e[0]
+    if len(e) == 4:
+        even_a, odd_a = fma(e[2], _A2, e[0]), fma(e[3], _A * _A2, odd_a)
+        even_b, odd_b = fma(e[2], _B2, e[0]), fma(e[3], _B * _B2, odd_b)
+    return [e[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, e[-1]]
 
 
-def _back(p: list[Real]) -> list[Real]:
+def _three_weights(p: list[Real]) -> list[Real]:
     """G^T: six points to the gradients of three weights."""
     sum_a, sum_b = (p[1] + p[2]) * _NEAR, (p[3] + p[4]) * _FAR
     way_a, way_b = (p[1] - p[2]) * (_NEAR * _A), (p[3] - p[4]) * (_FAR * _B)
     return [fma(p[0], _ZERO, sum_a + sum_b), way_a + way_b,
             fma(sum_a, _A2, fma(sum_b, _B2, p[5]))]
+
+
+def _five_weights(p: list[Real]) -> list[Real]:
+    """G^T: six points to the gradients of five weights."""
+    sum_a, sum_b = (p[1] + p[2]) * _NEAR, (p[3] + p[4]) * _FAR
+    way_a, way_b = (p[1] - p[2]) * (_NEAR * _A), (p[3] - p[4]) * (_FAR * _B)
+    return [fma(p[0], _ZERO, sum_a + sum_b), way_a + way_b, fma(sum_a, _A2, sum_b * _B2),
+            fma(way_a, _A2, way_b * _B2),
+            fma(sum_a, _A2 * _A2, fma(sum_b, _B2 * _B2, p[5]))]
 
 
 def _both_ways(line: Line, size: int, values: list[Real]) -> list[Real]:
@@ -146,11 +168,19 @@ def _between(line: Line, size: int, results: int, width: int):
 _WIDTHS = (4, 8, 16)
 points_of_input_4, points_of_input_8, points_of_input_16 = (
     _from_pixels(_input, 6, width) for width in _WIDTHS)
-points_of_gradient_4, points_of_gradient_8, points_of_gradient_16 = (
+points_of_4_gradients_4, points_of_4_gradients_8, points_of_4_gradients_16 = (
     _from_pixels(_gradient, 4, width) for width in _WIDTHS)
-points_of_weights_4, points_of_weights_8, points_of_weights_16 = (
+points_of_2_gradients_4, points_of_2_gradients_8, points_of_2_gradients_16 = (
+    _from_pixels(_gradient, 2, width) for width in _WIDTHS)
+points_of_3_weights_4, points_of_3_weights_8, points_of_3_weights_16 = (
     _between(_weights, 3, 6, width) for width in _WIDTHS)
-results_of_points_4, results_of_points_8, results_of_points_16 = (
-    _between(_result, 6, 4, width) for width in _WIDTHS)
-weights_of_points_4, weights_of_points_8, weights_of_points_16 = (
-    _between(_back, 6, 3, width) for width in _WIDTHS)
+points_of_5_weights_4, points_of_5_weights_8, points_of_5_weights_16 = (
+    _between(_weights, 5, 6, width) for width in _WIDTHS)
+points_to_4_results_4, points_to_4_results_8, points_to_4_results_16 = (
+    _between(_four_results, 6, 4, width) for width in _WIDTHS)
+points_to_2_results_4, points_to_2_results_8, points_to_2_results_16 = (
+    _between(_two_results, 6, 2, width) for width in _WIDTHS)
+points_to_3_weights_4, points_to_3_weights_8, points_to_3_weights_16 = (
+    _between(_three_weights, 6, 3, width) for width in _WIDTHS)
+points_to_5_weights_4, points_to_5_weights_8, points_to_5_weights_16 = (
+    _between(_five_weights, 6, 5, width) for width in _WIDTHS)

@@ -37,12 +37,12 @@ def noise(rng, *shape):
 
 def exact(x, w, dy, top, left):
     """The convolution and the gradient of its weights in float64, tap by tap."""
-    n, rows, columns, _ = dy.shape
-    padded = np.zeros((n, rows + 2, columns + 2, x.shape[3]))
+    (n, rows, columns, _), taps = dy.shape, w.shape[2]
+    padded = np.zeros((n, rows + taps - 1, columns + taps - 1, x.shape[3]))
     padded[:, top:top + x.shape[1], left:left + x.shape[2]] = x
     y, dw = np.zeros((n, rows, columns, w.shape[0])), np.zeros(w.shape)
-    for i in range(3):
-        for j in range(3):
+    for i in range(taps):
+        for j in range(taps):
             part = padded[:, i:i + rows, j:j + columns]
             y += part @ w[:, :, i, j].T.astype(float)
             dw[:, :, i, j] = np.einsum("nhwk,nhwc->kc", dy.astype(float), part)
@@ -52,19 +52,20 @@ def exact(x, w, dy, top, left):
 def computed(x, w, dy, top, left, width, threads, cache, chunks=2):
     """What the kernels of one vector width give, with memory checked."""
     tile = text.wide_tile(width)
-    (k, c), (n, rows, columns, _) = w.shape[:2], dy.shape
+    (k, c, taps, _), (n, rows, columns, _) = w.shape, dy.shape
     image = {"images": n, "OH": rows, "OW": columns, "H": x.shape[1], "W": x.shape[2], "C": c,
              "K": k, "top": top, "left": left, "x_image": x[0].size if n else 0,
              "x_row": x.shape[2] * c, "x_pixel": c}
     calls = [
-        (winograd.weights(tile), {"source": "w", "packed": "u", "C": c, "K": k, "s_out": c * 9,
-                                  "s_in": 9, "s_h": 3, "s_w": 1}),
-        (winograd.conv2d(STORE, tile),
+        (winograd.weights(tile, taps), {
+            "source": "w", "packed": "u", "C": c, "K": k, "s_out": c * taps * taps,
+            "s_in": taps * taps, "s_h": taps, "s_w": 1}),
+        (winograd.conv2d(STORE, tile, taps),
          {"x": "x", "w": "u", "y0": "y", "scratch": "block", **image}),
-        (winograd.weight_grad(tile), {"x": "x", "dy": "dy", "partial": "sums", "scratch": "block",
-                                      "chunks": chunks, **image}),
-        (winograd.combine_weight_grad(tile), {"partial": "sums", "y0": "dw", "chunks": chunks,
-                                              "C": c, "K": k}),
+        (winograd.weight_grad(tile, taps), {"x": "x", "dy": "dy", "partial": "sums",
+                                            "scratch": "block", "chunks": chunks, **image}),
+        (winograd.combine_weight_grad(tile, taps), {"partial": "sums", "y0": "dw",
+                                                    "chunks": chunks, "C": c, "K": k}),
     ]
     outputs = {"y": ("f32", dy.shape), "dw": ("f32", w.shape),
                "u": ("f32", (winograd.weight_floats(c, k, tile),)),
@@ -75,13 +76,15 @@ def computed(x, w, dy, top, left, width, threads, cache, chunks=2):
 
 
 @pytest.mark.parametrize("width", sorted({4, WIDTH}))
+@pytest.mark.parametrize("taps", [3, 5])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_awkward_sizes(case, width, kernel_cache):
+def test_awkward_sizes(case, taps, width, kernel_cache):
     """Cut tiles, cut panels, uneven borders, sums longer than a block, no image at all."""
     n, rows, columns, c, k, top, left, bottom, right = case
     rng = np.random.default_rng(rows * c)
-    x, w = noise(rng, n, rows, columns, c), noise(rng, k, c, 3, 3)
-    dy = noise(rng, n, rows + top + bottom - 2, columns + left + right - 2, k)
+    rows, columns = rows + taps - 3, columns + taps - 3
+    x, w = noise(rng, n, rows, columns, c), noise(rng, k, c, taps, taps)
+    dy = noise(rng, n, rows + top + bottom - taps + 1, columns + left + right - taps + 1, k)
     results = [computed(x, w, dy, top, left, width, threads, kernel_cache)
                for threads in (1, 2, 3)]
     for other in results[1:]:
@@ -91,14 +94,15 @@ def test_awkward_sizes(case, width, kernel_cache):
         assert np.abs(found - expected).max(initial=0) <= 1e-5 * scale
 
 
-@pytest.mark.parametrize("channels,typical,worst", [(64, 1e-6, 8e-6), (512, 1.3e-6, 1.2e-5)])
-def test_errors_are_within_the_stated_bounds(channels, typical, worst, kernel_cache):
+@pytest.mark.parametrize("taps,channels,typical,worst", [
+    (3, 64, 1e-6, 8e-6), (3, 512, 1.3e-6, 1.2e-5), (5, 64, 1e-6, 8e-6), (5, 512, 1.3e-6, 1.2e-5)])
+def test_errors_are_within_the_stated_bounds(taps, channels, typical, worst, kernel_cache):
     """Relative to the deviation of the result: root mean square, and largest."""
     rng = np.random.default_rng(channels)
-    x, w = noise(rng, 2, 14, 14, channels), noise(rng, 32, channels, 3, 3)
-    dy = noise(rng, 2, 14, 14, 32)
-    found = computed(x, w, dy, 1, 1, WIDTH, 2, kernel_cache)
-    for value, expected in zip(found, exact(x, w, dy, 1, 1), strict=True):
+    x, w = noise(rng, 2, 14, 14, channels), noise(rng, 32, channels, taps, taps)
+    dy, border = noise(rng, 2, 14, 14, 32), taps // 2
+    found = computed(x, w, dy, border, border, WIDTH, 2, kernel_cache)
+    for value, expected in zip(found, exact(x, w, dy, border, border), strict=True):
         errors = (value - expected) / expected.std()
         assert np.sqrt(np.mean(errors ** 2)) <= typical and np.abs(errors).max() <= worst
 
@@ -154,6 +158,8 @@ def test_other_convolutions_are_direct(attrs, reason):
 def test_the_choice_counts_whole_tiles_and_transforms():
     """By hand: 36 products and the transforms in place of 144, of which some lie outside."""
     assert gain_of(8, 8, 10_000, 10_000) == pytest.approx(4, rel=0.02)
+    assert gain_of(8, 8, 10_000, 10_000, 5) == pytest.approx(100 / 36, rel=0.02)
+    assert gain_of(7, 8, 64, 64, 5) == pytest.approx(gain_of(8, 8, 64, 64, 5) * 7 / 8)
     assert gain_of(8, 8, 10_000, 16) == pytest.approx(gain_of(8, 8, 10_000, 32) / 2)
     assert gain_of(5, 8, 64, 64) == pytest.approx(gain_of(8, 8, 64, 64) * 5 / 8)
     plain = {"stride": 1, "dilation": 1, "groups": 1}

@@ -32,10 +32,15 @@ NAMES = {
         "turn_16", "turn_4", "turn_8",
     ),
     "winograd": (
-        "points_of_gradient_16", "points_of_gradient_4", "points_of_gradient_8",
-        "points_of_input_16", "points_of_input_4", "points_of_input_8", "points_of_weights_16",
-        "points_of_weights_4", "points_of_weights_8", "results_of_points_16", "results_of_points_4",
-        "results_of_points_8", "weights_of_points_16", "weights_of_points_4", "weights_of_points_8",
+        "points_of_2_gradients_16", "points_of_2_gradients_4", "points_of_2_gradients_8",
+        "points_of_3_weights_16", "points_of_3_weights_4", "points_of_3_weights_8",
+        "points_of_4_gradients_16", "points_of_4_gradients_4", "points_of_4_gradients_8",
+        "points_of_5_weights_16", "points_of_5_weights_4", "points_of_5_weights_8",
+        "points_of_input_16", "points_of_input_4", "points_of_input_8", "points_to_2_results_16",
+        "points_to_2_results_4", "points_to_2_results_8", "points_to_3_weights_16",
+        "points_to_3_weights_4", "points_to_3_weights_8", "points_to_4_results_16",
+        "points_to_4_results_4", "points_to_4_results_8", "points_to_5_weights_16",
+        "points_to_5_weights_4", "points_to_5_weights_8",
     ),
 }
 # fmt: on

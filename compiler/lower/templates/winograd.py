@@ -1,7 +1,8 @@
-"""Convolutions by 3x3 with stride 1 as 36 matrix products: F(4x4, 3x3), see `runtime.cpu.winograd`.
+"""Convolutions by 3x3 and 5x5 with stride 1 as 36 matrix products, see `runtime.cpu.winograd`.
 
-Tiles of 4x4 results go through in blocks small enough that their transforms stay in the cache;
-nothing but the transformed weights is stored whole. The zeros around an image are not read.
+`taps` is 3 for F(4x4, 3x3) and 5 for F(2x2, 5x5). Tiles of results go through in blocks small
+enough that their transforms stay in the cache; nothing but the transformed weights is stored whole.
+The zeros around an image are not read.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from lamina.compiler.lower.templates.text import (
 )
 
 BLOCK = 28  # tiles of a block: their planes should stay in the second-level cache
-ACROSS = 3  # neighbouring tiles whose rows of results are finished together
+ROW = 12  # neighbouring results of a row that are finished together
 KC = 128  # longest stretch of channels that is summed at once: a longer one doubles the error
 PLANES = 36
 APART = 16  # floats between the channels of two tiles, so that the planes share no cache sets
 _IMAGE = ("images", "OH", "OW", "H", "W", "C", "K", "top", "left", "x_image", "x_row", "x_pixel")
+
+
+def results(taps: int) -> int:
+    """Rows and columns of a tile of results."""
+    return 7 - taps
 
 
 def weight_floats(channels, outputs, tile: Tile):
@@ -34,7 +40,7 @@ def weight_floats(channels, outputs, tile: Tile):
 def block_floats(channels, tile: Tile):
     """Scratch of a thread: a block's transformed inputs, its products, results and zeros."""
     row = _row(channels, tile)
-    return PLANES * BLOCK * (row + tile.nr) + 4 * 4 * ACROSS * tile.nr + row + tile.nr
+    return PLANES * BLOCK * (row + tile.nr) + 4 * ROW * tile.nr + row + tile.nr
 
 
 def sum_floats(channels, outputs, tile: Tile):
@@ -48,7 +54,7 @@ def _row(channels, tile: Tile):
     return (channels + tile.width - 1) // tile.width * tile.width + APART
 
 
-def weights(tile: Tile) -> Template:
+def weights(tile: Tile, taps: int) -> Template:
     """Transform weights into panels: packed[panel][point][c][j], k = panel * nr + j.
 
     The element (k, c, kh, kw) of the source lies at k * s_out + c * s_in + kh * s_h + kw * s_w
@@ -59,9 +65,9 @@ def weights(tile: Tile) -> Template:
     body = f"""
     panels = (K + {nr - 1}) // {nr}
     src = f32ptr(source)
-    taps_at = local_f32({9 * nr})
+    taps_at = local_f32({taps * taps * nr})
     taps = f32ptr(taps_at)
-    for e in range({9 * nr}):
+    for e in range({taps * taps * nr}):
         taps[e] = f32(0)
     total = panels * C
     for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
@@ -69,24 +75,24 @@ def weights(tile: Tile) -> Template:
         c = q % C
         for j in range(min(i64({nr}), K - panel * {nr})):
             at = (panel * {nr} + j) * s_out + c * s_in
-            for kh in range(3):
-                for kw in range(3):
-                    taps[(3 * kh + kw) * {nr} + j] = src[at + kh * s_h + kw * s_w]
+            for kh in range({taps}):
+                for kw in range({taps}):
+                    taps[({taps} * kh + kw) * {nr} + j] = src[at + kh * s_h + kw * s_w]
         if K - panel * {nr} < {nr}:
-            for e in range(9):
+            for e in range({taps * taps}):
                 for j in range(K - panel * {nr}, {nr}):
                     taps[e * {nr} + j] = f32(0)
         to = packed + 4 * (panel * {PLANES} * C + c) * {nr}
         plane = 4 * C * {nr}
         for v in range({tile.nv}):
-            points_of_weights_{width}(taps_at + {4 * width} * v, i64({4 * nr}),
+            points_of_{taps}_weights_{width}(taps_at + {4 * width} * v, i64({4 * nr}),
                                       to + {4 * width} * v, 6 * plane, plane)
 """
     text = kernel_text("Winograd: weights.", arguments, NOTHING, body)
     return Template(text, arguments)
 
 
-def _input_text(tile: Tile) -> str:
+def _input_text(tile: Tile, size: int) -> str:
     """Transform the inputs of `count` tiles from number `first` on into planes at `planes`."""
     width = tile.width
     return f"""
@@ -96,10 +102,10 @@ def _input_text(tile: Tile) -> str:
             i = q // beside % down
             j = q % beside
             for y in range(6):
-                row = 4 * i + y - top
+                row = {size} * i + y - top
                 line = x + 4 * (image * x_image + row * x_row)
                 for e in range(6):
-                    column = 4 * j + e - left
+                    column = {size} * j + e - left
                     inside = row >= 0 and row < H and column >= 0 and column < W
                     pixels[6 * y + e] = line + 4 * column * x_pixel if inside else zeros
             for c in range(0, C, {width}):
@@ -107,19 +113,19 @@ def _input_text(tile: Tile) -> str:
 """
 
 
-def _start(tile: Tile) -> str:
+def _start(tile: Tile, size: int) -> str:
     """What both kernels know before their blocks."""
     nr, width = tile.nr, tile.width
     return f"""
-    down, beside = (OH + 3) // 4, (OW + 3) // 4
+    down, beside = (OH + {size - 1}) // {size}, (OW + {size - 1}) // {size}
     panels = (K + {nr - 1}) // {nr}
     row_floats = (C + {width - 1}) // {width} * {width} + {APART}
     plane = 4 * {BLOCK} * row_floats
-    each = {PLANES} * {BLOCK} * (row_floats + {nr}) + {16 * ACROSS * nr} + row_floats + {nr}
+    each = {PLANES} * {BLOCK} * (row_floats + {nr}) + {4 * ROW * nr} + row_floats + {nr}
     planes = scratch + 4 * tid * each
     products = planes + {PLANES} * plane
     staged = products + {4 * PLANES * BLOCK * nr}
-    zeros = staged + {4 * 16 * ACROSS * nr}
+    zeros = staged + {16 * ROW * nr}
     for c in range(0, row_floats + {nr}, {width}):
         fill_1_{width}(zeros + 4 * c, f32(0))
     pixels_at = local_i64(36)
@@ -129,15 +135,16 @@ def _start(tile: Tile) -> str:
 """
 
 
-def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
-    """The convolution of an NHWC image with weights of `weights(tile)` into dense NHWC.
+def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
+    """The convolution of an NHWC image with weights of `weights(tile, taps)` into dense NHWC.
 
     `top` and `left` are the zeros before rows and columns; whatever lies outside H x W is zero.
     """
     mr, nr, width = tile.mr, tile.nr, tile.width
-    finished = Tile(4 * ACROSS, tile.nv, width)
+    size = results(taps)
+    finished = Tile(ROW, tile.nv, width)
     arguments = ("x", "w", "scratch", *_IMAGE)
-    body = f"""{_start(tile)}
+    body = f"""{_start(tile, size)}
     columns = K
     limit = i64(0)
     tiles = images * down * beside
@@ -150,7 +157,7 @@ def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
         count = min(size, tiles - first)
         ways = (count + {mr - 1}) // {mr}
         high = (count + ways - 1) // max(i64(1), ways)
-{_input_text(tile)}
+{_input_text(tile, size)}
         for p in range(p_lo, p_hi):
             for point in range({PLANES}):
                 b_at = w + 4 * (p * {PLANES} + point) * C * {nr}
@@ -173,32 +180,32 @@ def conv2d(epilogue: Epilogue, tile: Tile) -> Template:
                 image = q // (down * beside)
                 i = q // beside % down
                 j = q % beside
-                across = min(min(i64({ACROSS}), beside - j), count - t)
+                across = min(min(i64({ROW // size}), beside - j), count - t)
                 for s in range(across):
                     for v in range({tile.nv}):
-                        results_of_points_{width}(
+                        points_to_{size}_results_{width}(
                             products + 4 * ((t + s) * {nr} + v * {width}), i64({4 * BLOCK * nr}),
-                            staged + 4 * (s * {4 * nr} + v * {width}), i64({16 * ACROSS * nr}),
+                            staged + 4 * (s * {size * nr} + v * {width}), i64({4 * ROW * nr}),
                             i64({4 * nr}))
-                valid = min(4 * across, OW - 4 * j)
-                for y in range(min(i64(4), OH - 4 * i)):
-                    out = staged + y * {16 * ACROSS * nr}
-                    first_row = (image * OH + 4 * i + y) * OW + 4 * j
+                valid = min({size} * across, OW - {size} * j)
+                for y in range(min(i64({size}), OH - {size} * i)):
+                    out = staged + y * {4 * ROW * nr}
+                    first_row = (image * OH + {size} * i + y) * OW + {size} * j
 {finish_tile(20)}
                 t += across
 """
     return contraction("Winograd: convolution.", arguments, epilogue, finished, body)
 
 
-def weight_grad(tile: Tile) -> Template:
+def weight_grad(tile: Tile, taps: int) -> Template:
     """Partial sums of the weight gradient at the 36 points, one for each chunk of tiles.
 
     partial[chunk][panel][c // mr][point][c % mr][j], with `sum_floats` floats for each chunk. dy is
     dense NHWC.
     """
-    mr, nr, width = tile.mr, tile.nr, tile.width
+    mr, nr, width, size = tile.mr, tile.nr, tile.width, results(taps)
     arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
-    body = f"""{_start(tile)}
+    body = f"""{_start(tile, size)}
     units = chunks
     up = (C + {mr - 1}) // {mr} * {mr}
     tiles = images * down * beside
@@ -208,21 +215,21 @@ def weight_grad(tile: Tile) -> Template:
         # One turn at least, so that a chunk without tiles leaves zeros.
         for first in range(begin, max(end, begin + 1), {BLOCK}):
             count = min(i64({BLOCK}), end - first)
-{_indented(_input_text(tile), 4)}
+{_indented(_input_text(tile, size), 4)}
             for p in range(p_lo, p_hi):
                 for t in range(count):
                     q = first + t
                     image = q // (down * beside)
                     i = q // beside % down
                     j = q % beside
-                    for y in range(4):
-                        line = dy + 4 * ((image * OH + 4 * i + y) * OW + 4 * j) * K
-                        for e in range(4):
-                            inside = 4 * i + y < OH and 4 * j + e < OW
+                    for y in range({size}):
+                        line = dy + 4 * ((image * OH + {size} * i + y) * OW + {size} * j) * K
+                        for e in range({size}):
+                            inside = {size} * i + y < OH and {size} * j + e < OW
                             at = line + 4 * (e * K + p * {nr})
-                            pixels[4 * y + e] = at if inside else zeros
+                            pixels[{size} * y + e] = at if inside else zeros
                     for v in range({tile.nv}):
-                        points_of_gradient_{width}(
+                        points_of_{size}_gradients_{width}(
                             pixels_at, i64({4 * width}) * v,
                             products + 4 * (t * {nr} + v * {width}), i64({4 * BLOCK * nr}))
                 for point in range({PLANES}):
@@ -239,15 +246,15 @@ def weight_grad(tile: Tile) -> Template:
     return Template(text, arguments)
 
 
-def combine_weight_grad(tile: Tile) -> Template:
-    """Add up the chunks of `weight_grad` in order and transform them into dense [K, C, 3, 3]."""
+def combine_weight_grad(tile: Tile, taps: int) -> Template:
+    """Add up the chunks of `weight_grad` in order and transform them into [K, C, taps, taps]."""
     mr, nr, width = tile.mr, tile.nr, tile.width
     arguments = ("partial", "y0", "chunks", "C", "K")
     body = f"""
     src, dst = f32ptr(partial), f32ptr(y0)
     panels = (K + {nr - 1}) // {nr}
     up = (C + {mr - 1}) // {mr} * {mr}
-    points_at, taps_at = local_f32({PLANES * nr}), local_f32({9 * nr})
+    points_at, taps_at = local_f32({PLANES * nr}), local_f32({taps * taps * nr})
     points, taps = f32ptr(points_at), f32ptr(taps_at)
     total = panels * C
     for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
@@ -261,11 +268,12 @@ def combine_weight_grad(tile: Tile) -> Template:
                     before = points[point * {nr} + j] if chunk > 0 else f32(0)
                     points[point * {nr} + j] = before + src[at + j]
         for v in range({tile.nv}):
-            weights_of_points_{width}(points_at + {4 * width} * v, i64({4 * nr}),
-                                      taps_at + {4 * width} * v, i64({12 * nr}), i64({4 * nr}))
+            points_to_{taps}_weights_{width}(points_at + {4 * width} * v, i64({4 * nr}),
+                                      taps_at + {4 * width} * v, i64({4 * taps * nr}),
+                                      i64({4 * nr}))
         for j in range(min(i64({nr}), K - panel * {nr})):
-            at = ((panel * {nr} + j) * C + c) * 9
-            for e in range(9):
+            at = ((panel * {nr} + j) * C + c) * {taps * taps}
+            for e in range({taps * taps}):
                 dst[at + e] = taps[e * {nr} + j]
 """
     text = kernel_text("Winograd: weight gradient, combined.", arguments, NOTHING, body)
