@@ -13,7 +13,8 @@ from lamina.compiler.lower.core import Handler, Lowering, Place
 from lamina.compiler.lower.scans import lower_scan
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.define import REGISTRY
-from lamina.compiler.transform.training import OPTIMIZER
+from lamina.compiler.transform.fuse import VIEWS
+from lamina.compiler.transform.training import OPTIMIZER, UPDATE
 from lamina.runtime.program import (
     BACKWARD,
     FORWARD,
@@ -26,8 +27,6 @@ from lamina.runtime.program import (
     layer_of,
 )
 
-VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
-UPDATE = "update:"  # outputs of this name replace the parameter of that key
 DERIVED = (UPDATE, "grad:")  # outputs of the backward pass
 
 

@@ -16,10 +16,12 @@ from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim
 from lamina.compiler.ops.control import FREE
 from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.transform.training import UPDATE
 
 ANCHORS = ("matmul", "conv2d", "avg_pool2d", "avg_pool2d_grad")  # elementwise work may follow
 CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "less_equal",
          "greater", "greater_equal", "equal", "not_equal", "cast")  # rather repeated than stored
+VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
 MAX_NODES = 48
 MAX_OPERANDS = 20
 
@@ -340,19 +342,60 @@ def _emit(graph: Graph, planner: _Planner) -> Graph:
 
 
 def _in_order(graph: Graph, planner: _Planner) -> list[Group]:
-    """Groups, producers first, otherwise by their first node."""
+    """Groups, producers first, otherwise by their first node.
+
+    What replaces a parameter comes as soon as its last reader has run: the gradient's memory is
+    free again at once.
+    """
+    late = _last_readers(graph, planner)
+    order = _ordered(planner, late)
+    # Two updates that each read what the other replaces would wait for each other.
+    return order if len(order) == len(planner.groups) else _ordered(planner, {})
+
+
+def _last_readers(graph: Graph, planner: _Planner) -> dict[int, set[int]]:
+    """For each group that replaces parameters, the groups that read their old values."""
+    found: dict[int, set[int]] = {}
+    for name, value in graph.outputs:
+        group = planner.group_of.get(value.node)
+        if name.startswith(UPDATE) and group is not None:
+            old = graph.params[name.removeprefix(UPDATE)]
+            readers = {id(one): one for one in map(planner.group_of.get, _readers(graph, old.node))
+                       if one is not None and one is not group and not one.before & group.mask}
+            found.setdefault(id(group), set()).update(readers)
+    return found
+
+
+def _readers(graph: Graph, node: int) -> set[int]:
+    """All nodes that read the memory of a node, also through views of it."""
+    found: set[int] = set()
+    for user in graph.users(node):
+        found.add(user.id)
+        if user.op.name in VIEWS:
+            found |= _readers(graph, user.id)
+    return found
+
+
+def _ordered(planner: _Planner, late: dict[int, set[int]]) -> list[Group]:
+    """Groups by their first node, after all that they need; those in `late` as soon as they can."""
     waiting: dict[int, set[int]] = {}
-    ready: list[tuple[int, int]] = []
+    ready: list[tuple[tuple[bool, int], int]] = []
     readers: dict[int, list[int]] = {}
     by_id = {id(group): group for group in planner.groups}
+    first = {key: (key not in late, group.nodes[0].id) for key, group in by_id.items()}
+    for key in late:  # its inputs and parameters do not keep it waiting
+        for value in (value for node in by_id[key].nodes for value in node.inputs):
+            source = planner.group_of.get(value.node)
+            if source is not None and source.nodes[0].op.kind == "source":
+                first[id(source)] = (False, value.node)
     for key, group in by_id.items():
         needs = {id(planner.group_of[v.node]) for n in group.nodes for v in n.inputs
-                 if v.node in planner.group_of} - {key}
+                 if v.node in planner.group_of} - {key} | late.get(key, set())
         waiting[key] = needs
         for need in needs:
             readers.setdefault(need, []).append(key)
         if not needs:
-            heapq.heappush(ready, (group.nodes[0].id, key))
+            heapq.heappush(ready, (first[key], key))
     order = []
     while ready:
         _, key = heapq.heappop(ready)
@@ -360,7 +403,7 @@ def _in_order(graph: Graph, planner: _Planner) -> list[Group]:
         for reader in readers.get(key, ()):
             waiting[reader].discard(key)
             if not waiting[reader]:
-                heapq.heappush(ready, (by_id[reader].nodes[0].id, reader))
+                heapq.heappush(ready, (first[reader], reader))
     return order
 
 

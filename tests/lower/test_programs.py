@@ -219,6 +219,19 @@ def test_elementwise_kernels_treat_edges_as_numpy_does(kernel_cache):
                                       err_msg=f"{name}: the sign of zero")
 
 
+def test_a_parameter_changes_when_its_last_reader_has_run():
+    """So gradients die at once: with all updates at the end every gradient would be alive there."""
+    graph = run_passes(lenet_step())[-1].graph
+    program = lower(graph)
+    written = {program.buffers[number].key: index for index, step in enumerate(program.steps)
+               for kind, number in step.args
+               if kind == "buffer" and program.buffers[number].kind == "param"}
+    weights = [key for key in graph.params if key.endswith("weight") and "/" not in key]
+    assert len(weights) == 5  # in the order of the layers: the last layer's changes first
+    order = [written[key] for key in weights]
+    assert order == sorted(order, reverse=True)
+
+
 # --- what runs once -----------------------------------------------------------------------------
 
 
