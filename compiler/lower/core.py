@@ -52,6 +52,7 @@ class Lowering:
         self.loops: list[Loop] = []
         self.ahead: list[Step] | None = None  # in a loop: steps that can run once, before it
         self.steady: set[int] = set()  # buffers that no round of the loop changes
+        self.copies: dict[View, View] = {}  # of inputs
         self.once_steps: list[Step] = []  # what depends on parameters alone
         self.fixed: set[int] = set()  # buffers that only setting parameters changes
 
@@ -149,9 +150,16 @@ class Lowering:
         return view if view.is_packed else self.copy(view)
 
     def copy(self, source: View, target: View | None = None) -> View:
-        """Copy elements to new dense memory, or to `target`."""
+        """Copy elements to new dense memory, or to `target`.
+
+        An input, which nothing changes, is copied once for all that want it so.
+        """
+        if target is None and source in self.copies:
+            return self.copies[source]
         if target is None:
             target = self.fresh(TensorType(source.shape, source.dtype), "copy")
+            if self.buffers[source.buffer].kind == "input" and self.ahead is None:
+                self.copies[source] = target
             with self.once(source, target):
                 return self.copy(source, target)
         body = Builder("body")

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import lamina
+from lamina.commands.bench import plain_training_step
 from lamina.compiler.ir import Builder
 from lamina.compiler.ir.types import symbol
 from lamina.compiler.lower.program import lower
@@ -230,6 +232,16 @@ def test_a_parameter_changes_when_its_last_reader_has_run():
     assert len(weights) == 5  # in the order of the layers: the last layer's changes first
     order = [written[key] for key in weights]
     assert order == sorted(order, reverse=True)
+
+
+def test_an_image_is_turned_to_channels_last_once():
+    """The first convolution and the gradient of its weights read the same copy."""
+    net = lamina.loads("model M {\n  input image: f32[B, 3, 8, 8]\n  output logits = image -> "
+                       "conv(8, 3) -> flatten -> linear(2)\n}\n").M()
+    program = program_of(plain_training_step(net))
+    readers = [step.label for step in program.steps for kind, number in step.args
+               if kind == "buffer" and program.buffers[number].key == "image"]
+    assert readers == ["conv: conv2d+add copy"]
 
 
 # --- what runs once -----------------------------------------------------------------------------
