@@ -31,6 +31,7 @@ from lamina.compiler.lower.templates.text import (
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
+from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
 from lamina.runtime.program import ITEM_BYTES, THREADS, Size
 
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
@@ -314,13 +315,8 @@ def _scratch(low: Lowering, floats: Dim) -> Values:
 
 def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim) -> tuple[Size, str, Size]:
     """Work, no word, and the multiply-accumulates of the sums as they are defined."""
-    products = batch * _up(rows, 4) * _up(columns, 4) * pairs * 9 // 4
+    products = tiles_of((batch, rows, columns)) * PRODUCTS * pairs
     return _effort(products), "", to_size(batch * rows * columns * pairs * 9)
-
-
-def _up(size: Dim, step: int) -> Dim:
-    """`size` rounded up to a multiple."""
-    return (size + step - 1) // step * step
 
 
 def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:

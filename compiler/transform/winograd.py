@@ -70,8 +70,19 @@ def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int) -> float:
     for size in (rows, columns):
         used *= size / (-(-size // TILE) * TILE) if isinstance(size, int) else 1.0
     direct = 9 * TILE * TILE * channels * outputs * used
+    return direct / tile_work(channels, outputs)
+
+
+def tile_work(channels: int, outputs: int) -> int:
+    """What a tile takes, in multiply-adds: those of whole panels, and its transforms."""
     outputs = -(-outputs // PANEL) * PANEL
-    return direct / (PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs))
+    return PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs)
+
+
+def tiles_of(result: tuple[Dim, ...]) -> Dim:
+    """How many tiles cover images [N, H, W, K], those that are cut included."""
+    images, rows, columns = result[:3]
+    return images * ((rows + TILE - 1) // TILE) * ((columns + TILE - 1) // TILE)
 
 
 def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
