@@ -540,7 +540,7 @@ def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ..
     training = page.training_step_of(net, *_split(file), _pairs(settings))
     graph, trained = training or (None, 1)
     size = page.write_report(net, graph, (batch or 1, batch or trained), out, file,
-                             _pairs(settings))
+                             _pairs(settings), _left_out())
     click.echo(f"wrote {out}, {size / 1024:,.0f} KiB")
 
 
@@ -655,7 +655,7 @@ def _options(target: str, threads: int | None) -> Options:
     return replace(options, target=target, threads=threads or options.threads)
 
 
-def _left_out(name: str) -> frozenset[str]:
+def _left_out(name: str = "") -> frozenset[str]:
     """The passes that LAMINA_SKIP leaves out, which is said; a usage error if `name` is one."""
     from lamina.compiler.transform.pipeline import optional
 
