@@ -351,17 +351,22 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
               help=f"One of {', '.join(STAGES)}, or the name of a pass.")
 @click.option("--train", "for_training", is_flag=True, help="The training step.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
-              help="The batch of the memory plan.")
-@click.option("--why", "why", is_flag=True, help="For fused: what was not fused, and why.")
+              help="The batch of the memory plan, and of kernels --why.")
+@click.option("--why", "why", is_flag=True,
+              help="For kernels: the algorithm of each product and convolution, what it takes, and "
+                   "why this one. For fused: what was not fused, and why.")
+@click.option("--rate", type=click.IntRange(1, 10**9), metavar="GFLOPS",
+              help="For kernels --why: the machine's rate. Default: measured now.")
 @click.option("--all", "everything", is_flag=True, help="For memory: small buffers too.")
 @guarded
 def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: str,
-         for_training: bool, batch: int, why: bool, everything: bool) -> None:
+         for_training: bool, batch: int, why: bool, rate: int | None, everything: bool) -> None:
     """One stage of the compilation as text.
 
     memory: what sets the peak, what is kept for the backward pass, and every buffer's lifetime.
+    Passes that LAMINA_SKIP names are left out, as in a run.
     """
-    from lamina.commands import memory, showing
+    from lamina.commands import choices, memory, showing
 
     if stage == "ast":
         click.echo(showing.show_ast(_split(file)[0]))
@@ -369,10 +374,15 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     known = (*STAGES, *showing.pass_names())
     if stage not in known:
         _fail(f"no stage is named `{stage}`", stage, known)
+    skip = _left_out(showing.pass_of(stage))
     net, step = _runnable(file, overrides, sizes, for_training or stage == "backward")
     graph = net.graph if step is None else step
-    click.echo(memory.show_memory(net.graph, graph, batch, everything) if stage == "memory" else
-               showing.show(graph, stage, why))
+    if stage == "memory":
+        click.echo(memory.show_memory(net.graph, graph, batch, everything, skip))
+    elif stage == "kernels" and why:
+        click.echo(choices.show_choices(graph, batch, rate, _options("cpu", None)))
+    else:
+        click.echo(showing.show(graph, stage, why, skip))
 
 
 @main.command()
@@ -530,7 +540,7 @@ def report(file: str, out: Path, settings: tuple[str, ...], sizes: tuple[str, ..
     training = page.training_step_of(net, *_split(file), _pairs(settings))
     graph, trained = training or (None, 1)
     size = page.write_report(net, graph, (batch or 1, batch or trained), out, file,
-                             _pairs(settings))
+                             _pairs(settings), _left_out())
     click.echo(f"wrote {out}, {size / 1024:,.0f} KiB")
 
 
@@ -643,6 +653,19 @@ def _options(target: str, threads: int | None) -> Options:
     if warning:
         click.echo(f"warning: {warning}", err=True)
     return replace(options, target=target, threads=threads or options.threads)
+
+
+def _left_out(name: str = "") -> frozenset[str]:
+    """The passes that LAMINA_SKIP leaves out, which is said; a usage error if `name` is one."""
+    from lamina.compiler.transform.pipeline import optional
+
+    skip = optional(from_environment().skip)
+    if name in skip:
+        raise click.UsageError(f"LAMINA_SKIP leaves out the pass {name}: no stage comes of it; "
+                               "name another stage, or unset the variable")
+    if skip:
+        click.echo(f"note: LAMINA_SKIP leaves out {' and '.join(sorted(skip))}", err=True)
+    return skip
 
 
 def _split(file: str) -> tuple[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from textwrap import wrap
 
 from lamina.commands.bench import example_sizes
+from lamina.commands.tables import text_table
 from lamina.compiler.inspect.cost import result_bytes
 from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph
@@ -135,12 +136,13 @@ def _meaning(label: str, part: str) -> tuple[str, str]:
 # --- text ---------------------------------------------------------------------------------------
 
 
-def show_memory(forward: Graph, whole: Graph, batch: int, everything: bool = False) -> str:
+def show_memory(forward: Graph, whole: Graph, batch: int, everything: bool = False,
+                skip: frozenset[str] = frozenset()) -> str:
     """The memory plan of `whole`, a model's graph `forward` itself or its training step.
 
-    `everything`: small buffers and all layers have lines too.
+    `everything`: small buffers and all layers have lines too. `skip` are passes to leave out.
     """
-    final = run_passes(whole)[-1].graph
+    final = run_passes(whole, skip=skip)[-1].graph
     program = lower(final, vector_width())
     sizes = example_sizes(whole, batch)
     plan = make_plan(program, {**sizes, THREADS: 1})
@@ -195,7 +197,7 @@ def _peak(program: Program, found: Memory, files: Mapping[tuple[str, int], str])
                        if size * WORTH >= found.peak)
     lines = [f"peak: {_amount(found.peak)} live at step {found.at}{part}: {place}",
              *wrap(f"it is {shares}", WIDTH),
-             *_table(("bytes", "of peak", "steps", "what", "of", "at"),
+             *text_table(("bytes", "of peak", "steps", "what", "of", "at"),
                      [(f"{one.bytes:,}", _percent(one.bytes, found.peak), _steps(one), one.why,
                        one.of, one.at) for one in live[:MOST]], right=2)]
     rest = live[MOST:]
@@ -221,7 +223,7 @@ def _kept(found: Memory, everything: bool) -> list[str]:
     shown = largest if everything else largest[:MOST]
     lines = ["", f"kept for the backward pass, which begins at step {found.backward}: "
              f"{_amount(total)} ({_percent(total, found.peak)} of the peak)",
-             *_table(("bytes", "of kept", "until", "what", "of"),
+             *text_table(("bytes", "of kept", "until", "what", "of"),
                      [(f"{_sum(group):,}", _percent(_sum(group), total),
                        str(max(one.last for one in group)), _kinds(group), layer or "no layer")
                       for layer, group in shown], right=3)]
@@ -254,21 +256,12 @@ def _chart(program: Program, found: Memory, everything: bool) -> list[str]:
         right = max(left + 1, (one.last + 1) * BAR // steps)
         bar = "." * left + "#" * (right - left) + "." * (BAR - right)
         rows.append((f"{one.offset:,}", f"{one.bytes:,}", _steps(one), bar, one.why, one.of))
-    lines = _table(("offset", "bytes", "steps", "lifetime", "what", "of"), rows, right=2)
+    lines = text_table(("offset", "bytes", "steps", "lifetime", "what", "of"), rows, right=2)
     small = [one for one in found.held if not (everything or one.bytes * SMALL >= found.peak)]
     if small:
         lines.append(f"  and {_buffers(len(small))} below {_percent(1, SMALL)} of the peak: "
                      f"{_amount(_sum(small))} if all lived at once (--all shows them)")
     return lines
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> list[str]:
-    """Rows below a head, the first `right` columns aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return ["  " + "  ".join(
-        cell.rjust(width) if index < right else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in (head, *rows)]
 
 
 def _kinds(group: Iterable[Held]) -> str:

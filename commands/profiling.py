@@ -38,7 +38,8 @@ WORTH_SAYING = 1.01  # how many times the model's count kernels multiply before 
 # What a kernel is, by the beginning of its title; and what of a run that belongs to.
 KINDS = (
     ("Matrix product", "matrix product"), ("Direct convolution", "convolution"),
-    ("Winograd: convolution", "convolution"), ("Winograd: weight gradient", "weight gradient"),
+    ("Winograd: convolution", "Winograd convolution"),
+    ("Winograd: weight gradient", "Winograd weight gradient"),
     ("Winograd: weights", "packing"), ("Depthwise convolution", "depthwise convolution"),
     ("Weight gradient", "weight gradient"), ("Packs", "packing"),
     ("Elementwise", "elementwise"), ("Along rows", "reduction"),
@@ -51,7 +52,8 @@ KINDS = (
     ("Zero padding", "copy"))
 HELPERS = {"copy": "copy", "fill": "fill", "constant": "fill"}
 GROUPS = {
-    "contractions": ("matrix product", "convolution", "depthwise convolution", "weight gradient"),
+    "contractions": ("matrix product", "convolution", "Winograd convolution",
+                     "depthwise convolution", "weight gradient", "Winograd weight gradient"),
     "elementwise work": ("elementwise",),
     "reductions, pooling, lookups": ("reduction", "pooling", "lookup", "selection", "other"),
     "copies and packing": ("copy", "fill", "packing")}

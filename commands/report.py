@@ -32,15 +32,17 @@ MOST_TEXT = 400_000  # characters of the sources that the page shows
 
 
 def write_report(net: Net, training: Graph | None, batches: tuple[int, int], path: Path,
-                 file: str, settings: Mapping[str, str]) -> int:
+                 file: str, settings: Mapping[str, str],
+                 skip: frozenset[str] = frozenset()) -> int:
     """Write the page of a model; gives its size in bytes.
 
     `training` is its training step, if any; `batches` are those of the memory of inference and
-    of training. Raises Failure E416 for another ending than .html and .htm, E612 without the
-    layout library, E704 where the page cannot be written.
+    of training, planned without the passes `skip`. Raises Failure E416 for another ending than
+    .html and .htm, E612 without the layout library, E704 where the page cannot be written.
     """
     chosen(ENDINGS, path.name)
-    page = render_page(net.graph.name, report_data(net, training, batches, file, settings))
+    page = render_page(net.graph.name, report_data(net, training, batches, file, settings,
+                                                   skip))
     data = page.encode()
     write_durable(path, data)
     return len(data)
@@ -78,16 +80,17 @@ def render_page(title: str, data: Mapping[str, Any]) -> str:
 
 
 def report_data(net: Net, training: Graph | None, batches: tuple[int, int], file: str,
-                settings: Mapping[str, str]) -> dict[str, Any]:
+                settings: Mapping[str, str], skip: frozenset[str] = frozenset()
+                ) -> dict[str, Any]:
     """What the page shows, as plain data."""
     graph = net.graph
     sizes = example_sizes(graph, 1)
     drawn = structure(graph, sizes)
     layout, open_blocks, seen = arrange(drawn), opened(drawn), sights(graph, sizes)
     whole = drawn.boxes[0]
-    memory = [_memory("Inference", graph, batches[0])]
+    memory = [_memory("Inference", graph, batches[0], skip)]
     if training is not None:
-        memory.append(_memory("Training", training, batches[1]))
+        memory.append(_memory("Training", training, batches[1], skip))
     boxes = [{**_box(box), "fields": seen.layers.get(box.path, []), "row": row, "column": column,
               "open": is_open}
              for box, (row, column), is_open in zip(drawn.boxes, layout.places, open_blocks,
@@ -147,8 +150,8 @@ def _sources(graph: Graph, net: Net) -> list[dict[str, str]]:
 # --- memory -------------------------------------------------------------------------------------
 
 
-def _memory(name: str, graph: Graph, batch: int) -> dict[str, Any]:
-    final = run_passes(graph)[-1].graph
+def _memory(name: str, graph: Graph, batch: int, skip: frozenset[str]) -> dict[str, Any]:
+    final = run_passes(graph, skip=skip)[-1].graph
     program = lower(final, vector_width())
     plan = make_plan(program, {**example_sizes(graph, batch), THREADS: 1})
     live = live_bytes(plan, len(program.steps))

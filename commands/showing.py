@@ -21,14 +21,19 @@ def pass_names() -> tuple[str, ...]:
     return tuple(one.name for one in PASSES)
 
 
-def show(graph: Graph, stage: str, why: bool = False) -> str:
-    """A stage of a graph's compilation, the memory plan aside."""
+def pass_of(stage: str) -> str:
+    """The pass after which a stage is shown, or the stage itself."""
+    return "fuse" if stage == "fused" else stage
+
+
+def show(graph: Graph, stage: str, why: bool = False, skip: frozenset[str] = frozenset()) -> str:
+    """A stage of a graph's compilation without the passes `skip`, the memory plan aside."""
     if stage in ("graph", "backward"):
         return format_graph(graph, lines=True)
     if stage == "kernels":
-        return kernels_text(lower(run_passes(graph)[-1].graph, vector_width()))
-    name = "fuse" if stage == "fused" else stage
-    stages = run_passes(graph, stop_after=name)
+        return kernels_text(lower(run_passes(graph, skip=skip)[-1].graph, vector_width()))
+    name = pass_of(stage)
+    stages = run_passes(graph, stop_after=name, skip=skip)
     if why and name == "fuse":
         return _refusals(stages[-2].graph)
     return format_graph(stages[-1].graph, lines=True)

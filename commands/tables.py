@@ -70,3 +70,12 @@ def _table(title: str, columns: Sequence[Column], fold: bool) -> Table:
     for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*map(escape, row))
     return table
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> list[str]:
+    """Lines of any width: rows below a head, the first `right` columns aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return ["  " + "  ".join(
+        cell.rjust(width) if index < right else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in (head, *rows)]

@@ -2,7 +2,8 @@
 
 LAMINA_CACHE is the folder of compiled kernels, LAMINA_THREADS the number of threads, LAMINA_SKIP
 names optional passes that the compiler leaves out, for example winograd, and NO_COLOR
-(https://no-color.org) turns colours off.
+(https://no-color.org) turns colours off. Numba's own variables for another processor are read where
+the processor is looked at, in `lamina.runtime.cpu.host`.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from lamina.compiler.lower.templates.text import (
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
+from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
 from lamina.runtime.program import ITEM_BYTES, THREADS, Size
 
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
@@ -317,10 +318,8 @@ def _scratch(low: Lowering, floats: Dim) -> Values:
 def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim, taps: int
                      ) -> tuple[Size, str, Size]:
     """Work, no word, and the multiply-accumulates of the sums as they are defined."""
-    size = winograd.results(taps)
-    tiles = batch * ((rows + size - 1) // size) * ((columns + size - 1) // size)
-    return (_effort(tiles * pairs * winograd.PLANES), "",
-            to_size(batch * rows * columns * pairs * taps * taps))
+    products = tiles_of((batch, rows, columns), taps) * PRODUCTS * pairs
+    return _effort(products), "", to_size(batch * rows * columns * pairs * taps * taps)
 
 
 def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:

@@ -59,10 +59,27 @@ def fuse(graph: Graph) -> Graph:
 
 def partition(graph: Graph) -> tuple[Graph, list[Refusal]]:
     """The fused graph, and what was refused on the way."""
+    planner = _planned(graph)
+    return _emit(graph, planner), planner.refusals
+
+
+def groups_of(graph: Graph) -> list[tuple[tuple[Node, ...], tuple[Refusal, ...]]]:
+    """The groups in the order of the fused graph's nodes, and what was kept out behind each."""
+    planner = _planned(graph)
+    behind: dict[int, list[Refusal]] = {}
+    for refusal in planner.refusals:
+        group = planner.group_of[refusal.producer]
+        if planner.group_of[refusal.consumer] is not group:
+            behind.setdefault(id(group), []).append(refusal)
+    return [(tuple(group.nodes), tuple(behind.get(id(group), ())))
+            for group in _in_order(graph, planner)]
+
+
+def _planned(graph: Graph) -> _Planner:
     planner = _Planner(graph)
     for node in graph.nodes:
         planner.place(node)
-    return _emit(graph, planner), planner.refusals
+    return planner
 
 
 def classify(shape: tuple[Dim, ...], axes: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import rewrite
-from lamina.compiler.ir.types import product
+from lamina.compiler.ir.types import Dim, product
 from lamina.compiler.ops.define import GraphMath, Var
 from lamina.compiler.ops.window import padding_pairs, pair
 
@@ -17,25 +17,34 @@ def pointwise(graph: Graph) -> Graph:
 
 def _as_product(builder: Builder, node: Node, inputs: tuple[Value, ...]
                 ) -> tuple[Value, ...] | None:
-    if node.op.name not in ("conv2d", "conv2d_weight_grad") or \
-            node.attributes["layout"] != "nhwc" or node.attributes["groups"] != 1 or \
-            any(amount for side in padding_pairs(node.attributes["padding"]) for amount in side):
+    if node.op.name not in ("conv2d", "conv2d_weight_grad") or node.attributes["layout"] != "nhwc":
         return None
     m = GraphMath(builder)
     x, other = (Var(m, value) for value in inputs)
+    filters = other.shape if node.op.name == "conv2d" else node.type.shape
+    if why_no_product(filters, node.attributes):
+        return None
     if node.op.name == "conv2d":
-        if other.shape[2:] != (1, 1):
-            return None
         weights = m.reshape(other, shape=other.shape[:2])
         return (m.matmul(_seen(m, x, node.type.shape, node), m.transpose(weights, perm=(1, 0))
                          ).value,)
-    if node.type.shape[2:] != (1, 1):
-        return None
     x = _seen(m, x, other.shape, node)
     pixels = product(x.shape[:3])
     gradient = m.reshape(other, shape=(pixels, other.shape[3]))
     found = m.matmul(m.transpose(gradient, perm=(1, 0)), m.reshape(x, shape=(pixels, x.shape[3])))
     return (m.reshape(found, shape=node.type.shape).value,)
+
+
+def why_no_product(weights: tuple[Dim, ...], attrs) -> str:
+    """Why a convolution (weights [K, C, KH, KW]) is no matrix product, or "" if it is one."""
+    rows, columns = weights[2:]
+    if (rows, columns) != (1, 1):
+        return f"its kernel is {rows}x{columns}, not 1x1"
+    if attrs["groups"] != 1:
+        return "its channels are in groups"
+    if any(amount for side in padding_pairs(attrs["padding"]) for amount in side):
+        return "a border of zeros is around its image"
+    return ""
 
 
 def _seen(m: GraphMath, x: Var, result: tuple, node: Node) -> Var:

@@ -70,8 +70,19 @@ def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int, taps: int = 3)
     for size in (rows, columns):
         used *= size / (-(-size // tile) * tile) if isinstance(size, int) else 1.0
     direct = taps * taps * tile * tile * channels * outputs * used
+    return direct / tile_work(channels, outputs)
+
+
+def tile_work(channels: int, outputs: int) -> int:
+    """What a tile takes, in multiply-adds: those of whole panels, and its transforms."""
     outputs = -(-outputs // PANEL) * PANEL
-    return direct / (PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs))
+    return PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs)
+
+
+def tiles_of(result: tuple[Dim, ...], taps: int) -> Dim:
+    """How many tiles cover images [N, H, W, K], those that are cut included."""
+    (images, rows, columns), tile = result[:3], TILES[taps]
+    return images * ((rows + tile - 1) // tile) * ((columns + tile - 1) // tile)
 
 
 def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils
 
+from lamina.runtime.cpu.host import has_fma
+
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-HAS_FMA = bool(llvm.get_host_cpu_features().get("fma", "x86" not in llvm.get_process_triple()))
+HAS_FMA = has_fma()
 
 
 class Real:

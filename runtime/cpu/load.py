@@ -35,7 +35,7 @@ class KernelError(RuntimeError):
 @functools.cache
 def _toolchain() -> str:
     """Everything apart from its source that a kernel's object code depends on."""
-    files = ("simd.py", "tiles.py", "winograd.py", "emit.py", "build.py")
+    files = ("simd.py", "tiles.py", "winograd.py", "emit.py", "host.py", "build.py")
     texts = [(Path(__file__).parent / name).read_text() for name in files]
     versions = [f"{name} {_version(name)}" for name in ("numba", "lamina")]
     python = f"python {sys.version_info[0]}.{sys.version_info[1]}"

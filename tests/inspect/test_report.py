@@ -139,13 +139,11 @@ def test_values_at_the_peak_name_the_file_that_they_are_written_in(memories):
 
 
 def test_helpers_of_a_step_are_told_from_its_result():
-    # Three buffers of one step had the same label: a thread's scratch, the weights as the kernel
-    # reads them, and the result.
+    # Buffers of one step had the same label: a thread's scratch, and the result.
     net = lamina.load("lenet5").model(None)
     tensors = report_data(net, None, (1, 1), "lenet5", {})["memory"][0]["tensors"]
     labels = [tensor["label"] for tensor in tensors]
-    assert {f"c5: matmul+add+tanh{end}" for end in (", scratch", ", packed operand", "")} \
-        <= set(labels)
+    assert {f"c5: matmul+add+tanh{end}" for end in (", scratch", "")} <= set(labels)
     assert len(set(labels)) == len(labels)
 
 

@@ -18,18 +18,14 @@ from lamina.compiler.lower.templates.text import (
     finish_tile,
     kernel_text,
 )
+from lamina.compiler.transform.winograd import PRODUCTS, TILES
 
 BLOCK = 28  # tiles of a block: their planes should stay in the second-level cache
 ROW = 12  # neighbouring results of a row that are finished together
 KC = 128  # longest stretch of channels that is summed at once: a longer one doubles the error
-PLANES = 36
+PLANES = PRODUCTS
 APART = 16  # floats between the channels of two tiles, so that the planes share no cache sets
 _IMAGE = ("images", "OH", "OW", "H", "W", "C", "K", "top", "left", "x_image", "x_row", "x_pixel")
-
-
-def results(taps: int) -> int:
-    """Rows and columns of a tile of results."""
-    return 7 - taps
 
 
 def weight_floats(channels, outputs, tile: Tile):
@@ -141,7 +137,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
     `top` and `left` are the zeros before rows and columns; whatever lies outside H x W is zero.
     """
     mr, nr, width = tile.mr, tile.nr, tile.width
-    size = results(taps)
+    size = TILES[taps]
     finished = Tile(ROW, tile.nv, width)
     arguments = ("x", "w", "scratch", *_IMAGE)
     body = f"""{_start(tile, size)}
@@ -203,7 +199,7 @@ def weight_grad(tile: Tile, taps: int) -> Template:
     partial[chunk][panel][c // mr][point][c % mr][j], with `sum_floats` floats for each chunk. dy is
     dense NHWC.
     """
-    mr, nr, width, size = tile.mr, tile.nr, tile.width, results(taps)
+    mr, nr, width, size = tile.mr, tile.nr, tile.width, TILES[taps]
     arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
     body = f"""{_start(tile, size)}
     units = chunks
