@@ -10,8 +10,10 @@ from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, symbols_of, to_size
 from lamina.compiler.lower import contractions, views
 from lamina.compiler.lower.core import Handler, Lowering, Place
+from lamina.compiler.lower.kernels import reads_its_own_element
 from lamina.compiler.lower.scans import lower_scan
 from lamina.compiler.lower.views import View
+from lamina.compiler.lower.windows import plan_indices
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.transform.fuse import VIEWS
 from lamina.compiler.transform.training import OPTIMIZER, UPDATE
@@ -233,7 +235,7 @@ def _updates(node: Node) -> bool:
 def _walk(low: Lowering, parts: Mapping[int, str] | None = None) -> None:
     """The steps of all nodes, in order. `parts`: as `_step_parts` says, else those around them."""
     around = low.place  # of a scan, for its body
-    contractions.plan_indices(low)
+    plan_indices(low)
     _aim_parts(low)
     for node in low.graph.nodes:
         if node.op.name in ("input", "param"):
@@ -293,7 +295,7 @@ def _can_update_in_place(low: Lowering, node: Node, key: str) -> bool:
         return False
     param = graph.params[key]
     if node.attributes["pattern"] == "epilogue" and \
-            not contractions.reads_its_own_element(low, node, param):
+            not reads_its_own_element(low, node, param):
         return False
     readers, views_of_it = _readers(graph, param)
     if any(value in views_of_it for _, value in graph.outputs):

@@ -1,0 +1,223 @@
+"""Convolutions, direct or by Winograd's algorithm, and the gradients of their weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lamina.compiler.ir.graph import Node, Value
+from lamina.compiler.ir.types import Dim, TensorType, product, to_size
+from lamina.compiler.lower import views
+from lamina.compiler.lower.core import PARTIAL, Lowering
+from lamina.compiler.lower.kernels import (
+    Count,
+    Finish,
+    Memory,
+    Values,
+    effort,
+    epilogue_values,
+    finish_of,
+    multiply,
+    panels,
+    publish,
+    run,
+    tile_for,
+)
+from lamina.compiler.lower.templates import contract, weight_grad, winograd
+from lamina.compiler.lower.templates.text import STORE, Tile, wide_tile
+from lamina.compiler.lower.views import View
+from lamina.compiler.ops.conv import padding_pairs, pair
+from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
+from lamina.runtime.program import THREADS, Size
+
+WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
+WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
+
+
+def conv2d(low: Lowering, finish: Finish) -> None:
+    """A convolution of a channels-last image without a border, or of any by Winograd."""
+    attrs = finish.anchor.attributes
+    x = _channels_inner(low, low.view(finish.operands[0]))
+    w = low.view(finish.operands[1])
+    if attrs["algorithm"] == "winograd":
+        _winograd(low, finish, x, w)
+        return
+    batch, oh, ow, out = finish.anchor.type.shape
+    groups, (k, c, kh, kw) = attrs["groups"], w.shape
+    stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
+        pair("conv2d", "dilation", attrs["dilation"])
+    values = {"x": x, "images": batch, "OH": oh, "OW": ow, "KH": kh, "KW": kw,
+              "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2],
+              "stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
+              "dilation_w": dilation[1], **epilogue_values(finish)}
+    macs = batch * oh * ow * out * product((c, kh, kw))
+    if groups == k and c == 1 and groups > 1:
+        dense = low.dense_view(views.transpose(w, (2, 3, 1, 0)))
+        template = contract.depthwise(finish.epilogue, low.vector_width)
+        multiply(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, macs)
+        return
+    each = k // groups
+    tile = tile_for(low, each)
+    packed = _pack_filters(low, w, groups, tile)
+    multiply(low, contract.conv2d(finish.epilogue, tile),
+              {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
+
+
+def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
+    k, c, kh, kw = w.shape
+    each = k // groups
+    floats = groups * panels(each, tile) * product((c, kh, kw)) * tile.nr
+    packed = low.fresh(TensorType((floats,)), "packed weights")
+    s_out, s_in, s_h, s_w = w.strides
+    values = {"source": w, "packed": packed, "groups": groups,
+              "columns": each, "n0": kh, "n1": kw, "n2": c, "s_group": each * s_out,
+              "s_column": s_out, "s0": s_h, "s1": s_w, "s2": s_in}
+    with low.once(w, packed):
+        run(low, contract.pack(tile), values, to_size(floats), "pack")
+    return packed
+
+
+def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
+    """A convolution by F(4x4, 3x3) or F(2x2, 5x5)."""
+    outputs, channels, taps, _ = w.shape
+    assert isinstance(taps, int)
+    tile = wide_tile(low.vector_width)
+    packed = low.fresh(TensorType((winograd.weight_floats(channels, outputs, tile),)),
+                       "transformed weights")
+    s_out, s_in, s_h, s_w = w.strides
+    values = {"source": w, "packed": packed, "C": channels, "K": outputs, "s_out": s_out,
+              "s_in": s_in, "s_h": s_h, "s_w": s_w}
+    with low.once(w, packed):
+        run(low, winograd.weights(tile, taps), values, to_size(product(packed.shape)), "weights")
+    batch, rows, columns, _ = finish.anchor.type.shape
+    values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
+                                                     finish.anchor.attributes),
+              **_scratch(low, winograd.block_floats(channels, tile)), **epilogue_values(finish)}
+    run(low, winograd.conv2d(finish.epilogue, tile, taps), values,
+         *_winograd_effort(batch, rows, columns, channels * outputs, taps))
+
+
+def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Values:
+    (top, _), (left, _) = padding_pairs(attrs["padding"])
+    return {"images": x.shape[0], "OH": result[1], "OW": result[2], "H": x.shape[1],
+            "W": x.shape[2], "C": x.shape[3], "K": outputs, "top": top, "left": left,
+            "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2]}
+
+
+def _scratch(low: Lowering, floats: Dim) -> Values:
+    return {"scratch": Memory(low.temp((THREADS, to_size(floats)), what="scratch"))}
+
+
+def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim, taps: int
+                     ) -> tuple[Size, str, Size]:
+    """Work, no word, and the multiply-accumulates of the sums as they are defined."""
+    products = tiles_of((batch, rows, columns), taps) * PRODUCTS * pairs
+    return effort(products), "", to_size(batch * rows * columns * pairs * taps * taps)
+
+
+def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:
+    """The gradient of a convolution's weights by F(4x4, 3x3) or F(2x2, 5x5)."""
+    outputs, channels, taps, _ = node.type.shape
+    assert isinstance(taps, int)
+    tile = wide_tile(low.vector_width)
+    floats = winograd.sum_floats(channels, outputs, tile)
+    chunks: Size = max(1, min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats))
+    partial = Memory(low.temp((chunks, floats), what=PARTIAL))
+    batch, rows, columns, _ = dy.shape
+    values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
+              **_winograd_sizes(x, dy.shape, outputs, node.attributes),
+              **_scratch(low, winograd.block_floats(channels, tile))}
+    run(low, winograd.weight_grad(tile, taps), values,
+         *_winograd_effort(batch, rows, columns, channels * outputs, taps))
+    result = low.result(Value(node.id))
+    run(low, winograd.combine_weight_grad(tile, taps),
+         {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
+         chunks * floats, "combine")
+    low.view_of[Value(node.id)] = result
+
+
+def _channels_inner(low: Lowering, x: View) -> View:
+    """An image whose channels are neighbours."""
+    if x.strides[3] != 1 and x.shape[3] != 1:
+        return low.copy(x)
+    if x.shape[3] == 1:
+        x = replace(x, strides=(*x.strides[:3], 1))
+    return x
+
+
+def weight_gradient(low: Lowering, node: Node) -> None:
+    """The gradient of a convolution's weights: partial sums, then their combination."""
+    attrs = node.attributes
+    x, dy = low.view(node.inputs[0]), low.view(node.inputs[1])
+    if attrs["layout"] == "nchw":
+        x, dy = views.transpose(x, (0, 2, 3, 1)), views.transpose(dy, (0, 2, 3, 1))
+    x, dy = _channels_inner(low, x), low.dense_view(dy)
+    if attrs["algorithm"] == "winograd":
+        _winograd_weight_gradient(low, node, x, dy)
+        return
+    x = _padded(low, x, attrs["padding"])
+    batch, oh, ow, _ = dy.shape
+    k, c, kh, kw = node.type.shape
+    groups = attrs["groups"]
+    each = k // groups
+    tile = tile_for(low, each)
+    mr, nr = weight_grad.weight_partial_floats(tile)
+    depth = kh * kw * c
+    units = -(-depth // mr) * groups * -(-each // nr)
+    chunks: Size = 1 if units >= 16 else ("max", 1, ("min", WEIGHT_CHUNKS, to_size(batch)))
+    rows = -(-depth // mr) * mr * -(-each // nr) * nr * groups
+    partial = low.temp((chunks, rows), what=PARTIAL)
+    stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
+        pair("conv2d", "dilation", attrs["dilation"])
+    shared = {"partial": Memory(partial), "groups": groups, "KH": kh, "KW": kw, "C": c, "K": each,
+              "chunks": Count(chunks)}
+    values = {"x": x, "dy": dy, "images": batch, "OH": oh, "OW": ow, "x_image": x.strides[0],
+              "x_row": x.strides[1], "x_pixel": x.strides[2], "stride_h": stride[0],
+              "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
+              **shared}
+    multiply(low, weight_grad.conv2d_weight_grad(tile), values, batch * oh * ow * k * depth)
+    result = low.result(Value(node.id))
+    combined = {**shared, "y0": result, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
+    run(low, weight_grad.combine_weight_grad(STORE, tile), combined,
+             ("*", chunks, rows), "combine")
+    low.view_of[Value(node.id)] = result
+
+
+def _padded(low: Lowering, x: View, padding) -> View:
+    """An image with a border of zeros, for contractions that still carry padding."""
+    (top, bottom), (left, right) = padding_pairs(padding)
+    if not any((top, bottom, left, right)):
+        return x
+    n, h, w, c = x.shape
+    target = low.fresh(TensorType((n, h + top + bottom, w + left + right, c), x.dtype),
+                       "padded copy")
+    low.fill(target, 0.0)
+    begin = (0, top, left, 0)
+    low.copy(x, views.cut(target, begin, begin, (1, 1, 1, 1), x.shape))
+    return target
+
+
+def bare_conv2d(low: Lowering, node: Node) -> None:
+    """A convolution that the layout pass did not see: computed channels-last all the same."""
+    attrs = node.attributes
+    if attrs["algorithm"] == "winograd" or attrs["layout"] == "nhwc" and not any(
+            amount for side in padding_pairs(attrs["padding"]) for amount in side):
+        finish = finish_of(low, node)
+        conv2d(low, finish)
+        publish(low, node, finish)
+        return
+    x = low.view(node.inputs[0])
+    n, k, oh, ow = node.type.shape
+    if attrs["layout"] == "nchw":
+        x = views.transpose(x, (0, 2, 3, 1))
+    else:
+        n, oh, ow, k = node.type.shape
+    x = _padded(low, _channels_inner(low, x), attrs["padding"])
+    result = low.fresh(TensorType((n, oh, ow, k), x.dtype))
+    fixed = tuple(sorted({**attrs, "layout": "nhwc", "padding": 0}.items()))
+    anchor = Node(node.id, node.op, node.inputs, fixed, (TensorType((n, oh, ow, k)),), None,
+                  node.span, node.path)
+    low.view_of[node.inputs[0]], kept = x, low.view_of[node.inputs[0]]
+    conv2d(low, Finish(STORE, (), (result,), anchor, node.inputs))
+    low.view_of[node.inputs[0]] = kept
+    low.view_of[Value(node.id)] = views.transpose(result, (0, 3, 1, 2)) \
+        if attrs["layout"] == "nchw" else result
