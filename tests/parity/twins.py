@@ -118,7 +118,7 @@ SMALL = {case.model: case for case in (
     Case("vgg.VGG11BN", ((4, 3, 64, 64),), _VGG, 21),
     Case("resnet.ResNet18", ((3, 3, 64, 96),), {"classes": 7, "depths": [1, 2, 1, 1]}, 18),
     Case("resnet.ResNet50", ((3, 3, 64, 96),), {"classes": 7, "depths": [2, 1, 1, 1]}, 11),
-    Case("resnet.ResNet50v1", ((3, 3, 64, 96),), {"classes": 7, "depths": [1, 2, 1, 1]}, 22),
+    Case("resnet.ResNet50v1", ((3, 3, 64, 96),), {"classes": 7, "depths": [1, 2, 1, 1]}, 24),
     Case("cifar_resnet.SmallResNet", ((4, 3, 32, 32),), {"n": 2}, 1),
     Case("unet.UNet", ((2, 1, 188, 188),), {"width": 4, "size": 188}, 5),
     Case("unet.UNetBN", ((2, 1, 188, 188),), {"width": 4, "size": 188}, 4),
