@@ -23,7 +23,7 @@ from lamina.compiler.lower.kernels import (
     tile_for,
 )
 from lamina.compiler.lower.templates import contract, weight_grad, winograd
-from lamina.compiler.lower.templates.text import STORE, Tile, wide_tile
+from lamina.compiler.lower.templates.text import STORE, Template, Tile, wide_tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
@@ -59,7 +59,7 @@ def conv2d(low: Lowering, finish: Finish) -> None:
     tile = tile_for(low, each)
     packed = _pack_filters(low, w, groups, tile)
     multiply(low, contract.conv2d(finish.epilogue, tile),
-              {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
+             {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
 
 
 def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
@@ -92,8 +92,9 @@ def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
     values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
                                                      finish.anchor.attributes),
               **_scratch(low, winograd.block_floats(channels, tile)), **epilogue_values(finish)}
-    run(low, winograd.conv2d(finish.epilogue, tile, taps), values,
-         *_winograd_effort(batch, rows, columns, channels * outputs, taps))
+    _run_winograd(low, winograd.conv2d(finish.epilogue, tile, taps), values,
+                  batch * rows * columns * channels * outputs * taps * taps,
+                  tiles_of(finish.anchor.type.shape, taps) * PRODUCTS * channels * outputs)
 
 
 def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Values:
@@ -107,11 +108,10 @@ def _scratch(low: Lowering, floats: Dim) -> Values:
     return {"scratch": Memory(low.temp((THREADS, to_size(floats)), what="scratch"))}
 
 
-def _winograd_effort(batch: Dim, rows: Dim, columns: Dim, pairs: Dim, taps: int
-                     ) -> tuple[Size, str, Size]:
-    """Work, no word, and the multiply-accumulates of the sums as they are defined."""
-    products = tiles_of((batch, rows, columns), taps) * PRODUCTS * pairs
-    return effort(products), "", to_size(batch * rows * columns * pairs * taps * taps)
+def _run_winograd(low: Lowering, template: Template, values: Values, macs: Dim, products: Dim
+                  ) -> None:
+    """Append a step: the multiply-accumulates of its sums, and the products in their place."""
+    run(low, template, values, effort(products), macs=to_size(macs))
 
 
 def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:
@@ -126,12 +126,13 @@ def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> N
     values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
               **_winograd_sizes(x, dy.shape, outputs, node.attributes),
               **_scratch(low, winograd.block_floats(channels, tile))}
-    run(low, winograd.weight_grad(tile, taps), values,
-         *_winograd_effort(batch, rows, columns, channels * outputs, taps))
+    _run_winograd(low, winograd.weight_grad(tile, taps), values,
+                  batch * rows * columns * channels * outputs * taps * taps,
+                  tiles_of(dy.shape, taps) * PRODUCTS * channels * outputs)
     result = low.result(Value(node.id))
     run(low, winograd.combine_weight_grad(tile, taps),
-         {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
-         chunks * floats, "combine")
+        {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
+        chunks * floats, "combine")
     low.view_of[Value(node.id)] = result
 
 
@@ -177,8 +178,7 @@ def weight_gradient(low: Lowering, node: Node) -> None:
     multiply(low, weight_grad.conv2d_weight_grad(tile), values, batch * oh * ow * k * depth)
     result = low.result(Value(node.id))
     combined = {**shared, "y0": result, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
-    run(low, weight_grad.combine_weight_grad(STORE, tile), combined,
-             ("*", chunks, rows), "combine")
+    run(low, weight_grad.combine_weight_grad(STORE, tile), combined, ("*", chunks, rows), "combine")
     low.view_of[Value(node.id)] = result
 
 

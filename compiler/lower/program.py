@@ -15,7 +15,7 @@ from lamina.compiler.lower.scans import lower_scan
 from lamina.compiler.lower.views import View
 from lamina.compiler.lower.windows import plan_indices
 from lamina.compiler.ops.define import REGISTRY
-from lamina.compiler.transform.fuse import VIEWS
+from lamina.compiler.transform.fuse import memory_readers
 from lamina.compiler.transform.training import OPTIMIZER, UPDATE
 from lamina.runtime.program import (
     BACKWARD,
@@ -297,24 +297,12 @@ def _can_update_in_place(low: Lowering, node: Node, key: str) -> bool:
     if node.attributes["pattern"] == "epilogue" and \
             not reads_its_own_element(low, node, param):
         return False
-    readers, views_of_it = _readers(graph, param)
+    readers, views_of_it = memory_readers(graph, param)
     if any(value in views_of_it for _, value in graph.outputs):
         return False  # the old value is still to be given out
     # Where the node reads it, it must read the very element that it writes.
     elsewhere = any(value in views_of_it for value in node.inputs if value != param)
     return not elsewhere and all(reader.id <= node.id for reader in readers)
-
-
-def _readers(graph: Graph, value: Value) -> tuple[list[Node], set[Value]]:
-    """All nodes that read the memory of `value`, also through views of it, and those views."""
-    found, seen = [], {value}
-    for user in graph.users(value.node):
-        found.append(user)
-        if user.op.name in VIEWS:
-            further, more = _readers(graph, Value(user.id))
-            found += further
-            seen |= more
-    return found, seen
 
 
 def _finish_outputs(low: Lowering) -> None:

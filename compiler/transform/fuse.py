@@ -377,20 +377,23 @@ def _last_readers(graph: Graph, planner: _Planner) -> dict[int, set[int]]:
         group = planner.group_of.get(value.node)
         if name.startswith(UPDATE) and group is not None:
             old = graph.params[name.removeprefix(UPDATE)]
-            readers = {id(one): one for one in map(planner.group_of.get, _readers(graph, old.node))
+            nodes, _ = memory_readers(graph, old)
+            readers = {id(one) for one in (planner.group_of.get(node.id) for node in nodes)
                        if one is not None and one is not group and not one.before & group.mask}
             found.setdefault(id(group), set()).update(readers)
     return found
 
 
-def _readers(graph: Graph, node: int) -> set[int]:
-    """All nodes that read the memory of a node, also through views of it."""
-    found: set[int] = set()
-    for user in graph.users(node):
-        found.add(user.id)
+def memory_readers(graph: Graph, value: Value) -> tuple[list[Node], set[Value]]:
+    """All nodes that read the memory of `value`, also through views of it, and those views."""
+    found, seen = [], {value}
+    for user in graph.users(value.node):
+        found.append(user)
         if user.op.name in VIEWS:
-            found |= _readers(graph, user.id)
-    return found
+            further, more = memory_readers(graph, Value(user.id))
+            found += further
+            seen |= more
+    return found, seen
 
 
 def _ordered(planner: _Planner, late: dict[int, set[int]]) -> list[Group]:
