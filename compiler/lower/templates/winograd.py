@@ -35,14 +35,19 @@ def weight_floats(channels, outputs, tile: Tile):
 
 def block_floats(channels, tile: Tile):
     """Scratch of a thread: a block's transformed inputs, its products, results and zeros."""
-    row = _row(channels, tile)
-    return PLANES * BLOCK * (row + tile.nr) + 4 * ROW * tile.nr + row + tile.nr
+    rows, rest = _block(tile)
+    return rows * _row(channels, tile) + rest
 
 
 def sum_floats(channels, outputs, tile: Tile):
     """How many floats a chunk's partial sums of the weight gradient take."""
     up = (channels + tile.mr - 1) // tile.mr * tile.mr
     return PLANES * up * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
+
+
+def _block(tile: Tile) -> tuple[int, int]:
+    """How many rows of `_row` floats a thread's scratch has, and how many floats beside."""
+    return PLANES * BLOCK + 1, (PLANES * BLOCK + 4 * ROW + 1) * tile.nr
 
 
 def _row(channels, tile: Tile):
@@ -111,14 +116,13 @@ def _input_text(tile: Tile, size: int) -> str:
 
 def _start(tile: Tile, size: int) -> str:
     """What both kernels know before their blocks."""
-    nr, width = tile.nr, tile.width
+    (nr, width), (block_rows, rest) = (tile.nr, tile.width), _block(tile)
     return f"""
     down, beside = (OH + {size - 1}) // {size}, (OW + {size - 1}) // {size}
     panels = (K + {nr - 1}) // {nr}
     row_floats = (C + {width - 1}) // {width} * {width} + {APART}
     plane = 4 * {BLOCK} * row_floats
-    each = {PLANES} * {BLOCK} * (row_floats + {nr}) + {4 * ROW * nr} + row_floats + {nr}
-    planes = scratch + 4 * tid * each
+    planes = scratch + 4 * tid * ({block_rows} * row_floats + {rest})
     products = planes + {PLANES} * plane
     staged = products + {4 * PLANES * BLOCK * nr}
     zeros = staged + {16 * ROW * nr}
