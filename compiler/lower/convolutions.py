@@ -23,7 +23,7 @@ from lamina.compiler.lower.kernels import (
     tile_for,
 )
 from lamina.compiler.lower.templates import contract, weight_grad, winograd
-from lamina.compiler.lower.templates.text import STORE, Template, Tile, wide_tile
+from lamina.compiler.lower.templates.text import STORE, Template, Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
@@ -80,7 +80,7 @@ def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
     """A convolution by F(4x4, 3x3) or F(2x2, 5x5)."""
     outputs, channels, taps, _ = w.shape
     assert isinstance(taps, int)
-    tile = wide_tile(low.vector_width)
+    tile = tile_for(low, outputs)
     packed = low.fresh(TensorType((winograd.weight_floats(channels, outputs, tile),)),
                        "transformed weights")
     s_out, s_in, s_h, s_w = w.strides
@@ -118,7 +118,7 @@ def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> N
     """The gradient of a convolution's weights by F(4x4, 3x3) or F(2x2, 5x5)."""
     outputs, channels, taps, _ = node.type.shape
     assert isinstance(taps, int)
-    tile = wide_tile(low.vector_width)
+    tile = tile_for(low, outputs)
     floats = winograd.sum_floats(channels, outputs, tile)
     chunks: Size = max(1, min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats))
     partial = Memory(low.temp((chunks, floats), what=PARTIAL))

@@ -17,10 +17,11 @@ from lamina.compiler.ops.window import padding_pairs, pair
 
 TILES = {3: 4, 5: 2}  # rows and columns of a tile of results, by those of the kernel
 PRODUCTS = 36  # of a tile and a pair of channels
-PANEL = 32  # output channels that are computed together at most: fewer cost as much
-TRANSFORM = 500  # products that a tile's transforms are worth, for each channel of either side
+VECTOR = 16  # output channels that are computed together, where there are no more
+PANEL = 32  # and where there are more
+TRANSFORM = 400  # products that a tile's transforms are worth, for each channel of either side
 GAIN = 1.1  # how many times as fast it must be by this count
-LEAST_CHANNELS = 16  # of either side: a vector
+LEAST_CHANNELS = VECTOR  # of either side
 
 
 def winograd(graph: Graph) -> Graph:
@@ -69,14 +70,19 @@ def gain_of(rows: Dim, columns: Dim, channels: int, outputs: int, taps: int = 3)
     used, tile = 1.0, TILES[taps]
     for size in (rows, columns):
         used *= size / (-(-size // tile) * tile) if isinstance(size, int) else 1.0
-    direct = taps * taps * tile * tile * channels * outputs * used
+    direct = taps * taps * tile * tile * channels * _whole(outputs) * used
     return direct / tile_work(channels, outputs)
 
 
 def tile_work(channels: int, outputs: int) -> int:
     """What a tile takes, in multiply-adds: those of whole panels, and its transforms."""
-    outputs = -(-outputs // PANEL) * PANEL
+    outputs = _whole(outputs)
     return PRODUCTS * channels * outputs + TRANSFORM * (channels + outputs)
+
+
+def _whole(outputs: int) -> int:
+    """The output channels with what fills the last of them up: it takes as long."""
+    return VECTOR if outputs <= VECTOR else -(-outputs // PANEL) * PANEL
 
 
 def tiles_of(result: tuple[Dim, ...], taps: int) -> Dim:

@@ -13,7 +13,7 @@ are half of those of the textbook's 0, +-1, +-2. Each transform handles a vector
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from llvmlite import ir
 from numba import types
@@ -92,11 +92,15 @@ def _five_weights(p: list[Real]) -> list[Real]:
             fma(sum_a, _A2 * _A2, fma(sum_b, _B2 * _B2, p[5]))]
 
 
-def _both_ways(line: Line, size: int, values: list[Real]) -> list[Real]:
-    """A square of size x size values, its columns transformed and then its rows."""
-    columns = [line([values[y * size + x] for y in range(size)]) for x in range(size)]
-    rows = [line([column[y] for column in columns]) for y in range(len(columns[0]))]
-    return [value for row in rows for value in row]
+def _both_ways(line: Line, size: int, value: Callable[[int], Real]) -> Iterator[list[Real]]:
+    """The rows of a square of size x size values, its columns transformed and then its rows.
+
+    Values are asked for when they are needed and rows given as soon as they are known: the more of
+    them wait, the fewer registers are left.
+    """
+    columns = [line([value(y * size + x) for y in range(size)]) for x in range(size)]
+    for y in range(len(columns[0])):
+        yield line([column[y] for column in columns])
 
 
 class _Vectors:
@@ -118,6 +122,38 @@ class _Vectors:
         return self.b.add(address, self.b.mul(step, ir.Constant(I64, count)))
 
 
+def _places(size: int):
+    """place(pixels, at, row, column, y, x, high, wide, zeros): where a square of pixels lies.
+
+    Writes size x size addresses to `pixels`: `at` is that of the first pixel, with `row` and
+    `column` bytes to the next ones. It is row `y`, column `x` of an image of high x wide; pixels
+    outside lie at `zeros`. No branches and no loops: LLVM would scatter the addresses of a loop.
+    """
+
+    @intrinsic
+    def place(_, pixels, at, row, column, y, x, high, wide, zeros):
+        def generate(context, builder, signature, args):
+            pixels, at, row, column, y, x, high, wide, zeros = args
+            table = builder.inttoptr(pixels, I64.as_pointer())
+
+            def ahead(start, limit):
+                places = [builder.add(start, ir.Constant(I64, i)) for i in range(size)]
+                return [builder.icmp_unsigned("<", place, limit) for place in places]
+
+            rows, columns = ahead(y, high), ahead(x, wide)
+            for i in range(size * size):
+                line = builder.add(at, builder.mul(row, ir.Constant(I64, i // size)))
+                pixel = builder.add(line, builder.mul(column, ir.Constant(I64, i % size)))
+                inside = builder.and_(rows[i // size], columns[i % size])
+                builder.store(builder.select(inside, pixel, zeros),
+                              builder.gep(table, [ir.Constant(I64, i)]))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 9), generate
+
+    return place
+
+
 def _from_pixels(line: Line, size: int, width: int):
     """transform(pixels, at, out, step): from size x size pixels to 36 points.
 
@@ -131,11 +167,14 @@ def _from_pixels(line: Line, size: int, width: int):
             pixels, at, out, step = args
             vectors = _Vectors(builder, width)
             table = builder.inttoptr(pixels, I64.as_pointer())
-            values = [vectors.load(builder.add(
-                builder.load(builder.gep(table, [ir.Constant(I64, i)])), at))
-                for i in range(size * size)]
-            for i, value in enumerate(_both_ways(line, size, values)):
-                vectors.store(value, vectors.behind(out, step, i))
+
+            def pixel(i: int) -> Real:
+                place = builder.load(builder.gep(table, [ir.Constant(I64, i)]))
+                return vectors.load(builder.add(place, at))
+
+            for y, row in enumerate(_both_ways(line, size, pixel)):
+                for x, value in enumerate(row):
+                    vectors.store(value, vectors.behind(out, step, len(row) * y + x))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 4), generate
@@ -154,10 +193,10 @@ def _between(line: Line, size: int, results: int, width: int):
         def generate(context, builder, signature, args):
             source, step, out, row, column = args
             vectors = _Vectors(builder, width)
-            values = [vectors.load(vectors.behind(source, step, i)) for i in range(size * size)]
-            for i, value in enumerate(_both_ways(line, size, values)):
-                y, x = divmod(i, results)
-                vectors.store(value, vectors.behind(vectors.behind(out, row, y), column, x))
+            rows = _both_ways(line, size, lambda i: vectors.load(vectors.behind(source, step, i)))
+            for y, values in enumerate(rows):
+                for x, value in enumerate(values):
+                    vectors.store(value, vectors.behind(vectors.behind(out, row, y), column, x))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -165,6 +204,7 @@ def _between(line: Line, size: int, results: int, width: int):
     return transform
 
 
+place_2, place_4, place_6 = _places(2), _places(4), _places(6)
 _WIDTHS = (4, 8, 16)
 points_of_input_4, points_of_input_8, points_of_input_16 = (
     _from_pixels(_input, 6, width) for width in _WIDTHS)

@@ -19,7 +19,7 @@ from lamina.compiler.lower.templates import text, winograd  # noqa: E402
 from lamina.compiler.lower.templates.text import STORE  # noqa: E402
 from lamina.compiler.ops import GraphMath  # noqa: E402
 from lamina.compiler.transform.pipeline import run_passes  # noqa: E402
-from lamina.compiler.transform.winograd import gain_of, why_direct  # noqa: E402
+from lamina.compiler.transform.winograd import TRANSFORM, gain_of, why_direct  # noqa: E402
 from lamina.runtime.cpu import host  # noqa: E402
 
 WIDTH = host.vector_width()
@@ -160,7 +160,9 @@ def test_the_choice_counts_whole_tiles_and_transforms():
     assert gain_of(8, 8, 10_000, 10_000) == pytest.approx(4, rel=0.02)
     assert gain_of(8, 8, 10_000, 10_000, 5) == pytest.approx(100 / 36, rel=0.02)
     assert gain_of(7, 8, 64, 64, 5) == pytest.approx(gain_of(8, 8, 64, 64, 5) * 7 / 8)
-    assert gain_of(8, 8, 10_000, 16) == pytest.approx(gain_of(8, 8, 10_000, 32) / 2)
+    by_hand = 144 * 16 * 16 / (36 * 16 * 16 + TRANSFORM * (16 + 16))
+    assert gain_of(8, 8, 16, 16) == pytest.approx(by_hand)
+    assert gain_of(8, 8, 64, 33) == pytest.approx(144 * 64 * 64 / (36 * 64 * 64 + TRANSFORM * 128))
     assert gain_of(5, 8, 64, 64) == pytest.approx(gain_of(8, 8, 64, 64) * 5 / 8)
     plain = {"stride": 1, "dilation": 1, "groups": 1}
     assert "gain" in why_direct((1, 1, 1, 64), (64, 64, 3, 3), plain)

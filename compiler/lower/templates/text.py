@@ -32,6 +32,7 @@ NAMES = {
         "turn_16", "turn_4", "turn_8",
     ),
     "winograd": (
+        "place_2", "place_4", "place_6",
         "points_of_2_gradients_16", "points_of_2_gradients_4", "points_of_2_gradients_8",
         "points_of_3_weights_16", "points_of_3_weights_4", "points_of_3_weights_8",
         "points_of_4_gradients_16", "points_of_4_gradients_4", "points_of_4_gradients_8",

@@ -8,11 +8,13 @@ The zeros around an image are not read.
 from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
+    LINE,
     NOTHING,
     SPLIT,
     Epilogue,
     Template,
     Tile,
+    claim_tile,
     contraction,
     finish_start,
     finish_tile,
@@ -20,11 +22,11 @@ from lamina.compiler.lower.templates.text import (
 )
 from lamina.compiler.transform.winograd import PRODUCTS, TILES
 
-BLOCK = 28  # tiles of a block: their planes should stay in the second-level cache
+BLOCK = 32  # tiles of a block at most: their planes should stay in the second-level cache
 ROW = 12  # neighbouring results of a row that are finished together
 KC = 128  # longest stretch of channels that is summed at once: a longer one doubles the error
 PLANES = PRODUCTS
-APART = 16  # floats between the channels of two tiles, so that the planes share no cache sets
+APART = 16  # floats between tiles and between planes, so that they share no cache sets
 _IMAGE = ("images", "OH", "OW", "H", "W", "C", "K", "top", "left", "x_image", "x_row", "x_pixel")
 
 
@@ -47,7 +49,18 @@ def sum_floats(channels, outputs, tile: Tile):
 
 def _block(tile: Tile) -> tuple[int, int]:
     """How many rows of `_row` floats a thread's scratch has, and how many floats beside."""
-    return PLANES * BLOCK + 1, (PLANES * BLOCK + 4 * ROW + 1) * tile.nr
+    rest = PLANES * (APART + _span(tile)) + (4 * ROW + 1) * tile.nr
+    return PLANES * _tiles(tile) + 1, rest
+
+
+def _span(tile: Tile) -> int:
+    """Floats from one point's products to the next point's."""
+    return _tiles(tile) * tile.nr + APART
+
+
+def _tiles(tile: Tile) -> int:
+    """How many tiles of results a block has: a multiple of the rows that are multiplied at once."""
+    return BLOCK // tile.mr * tile.mr
 
 
 def _row(channels, tile: Tile):
@@ -102,13 +115,11 @@ def _input_text(tile: Tile, size: int) -> str:
             image = q // (down * beside)
             i = q // beside % down
             j = q % beside
-            for y in range(6):
-                row = {size} * i + y - top
-                line = x + 4 * (image * x_image + row * x_row)
-                for e in range(6):
-                    column = {size} * j + e - left
-                    inside = row >= 0 and row < H and column >= 0 and column < W
-                    pixels[6 * y + e] = line + 4 * column * x_pixel if inside else zeros
+            y, e = {size} * i - top, {size} * j - left
+            at = x + 4 * (image * x_image + y * x_row + e * x_pixel)
+            inputs[t] = at + 4 * (x_row + x_pixel)
+            results[t] = (image * OH + {size} * i) * OW + {size} * j
+            place_6(pixels_at, at, 4 * x_row, 4 * x_pixel, y, e, H, W, zeros)
             for c in range(0, C, {width}):
                 points_of_input_{width}(pixels_at, 4 * c, planes + 4 * (t * row_floats + c), plane)
 """
@@ -116,22 +127,21 @@ def _input_text(tile: Tile, size: int) -> str:
 
 def _start(tile: Tile, size: int) -> str:
     """What both kernels know before their blocks."""
-    (nr, width), (block_rows, rest) = (tile.nr, tile.width), _block(tile)
+    (nr, width, block), (block_rows, rest) = (tile.nr, tile.width, _tiles(tile)), _block(tile)
     return f"""
     down, beside = (OH + {size - 1}) // {size}, (OW + {size - 1}) // {size}
     panels = (K + {nr - 1}) // {nr}
     row_floats = (C + {width - 1}) // {width} * {width} + {APART}
-    plane = 4 * {BLOCK} * row_floats
+    plane = 4 * ({block} * row_floats + {APART})
     planes = scratch + 4 * tid * ({block_rows} * row_floats + {rest})
     products = planes + {PLANES} * plane
-    staged = products + {4 * PLANES * BLOCK * nr}
+    staged = products + {4 * PLANES * _span(tile)}
     zeros = staged + {16 * ROW * nr}
     for c in range(0, row_floats + {nr}, {width}):
         fill_1_{width}(zeros + 4 * c, f32(0))
     pixels_at = local_i64(36)
-    pixels = i64ptr(pixels_at)
-    rows_at = local_i64({tile.mr})
-    rows = i64ptr(rows_at)
+    rows_at, inputs_at, results_at = local_i64({tile.mr}), local_i64({block}), local_i64({block})
+    rows, inputs, results = i64ptr(rows_at), i64ptr(inputs_at), i64ptr(results_at)
 """
 
 
@@ -140,7 +150,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
 
     `top` and `left` are the zeros before rows and columns; whatever lies outside H x W is zero.
     """
-    mr, nr, width = tile.mr, tile.nr, tile.width
+    mr, nr, width, block = tile.mr, tile.nr, tile.width, _tiles(tile)
     size = TILES[taps]
     finished = Tile(ROW, tile.nv, width)
     arguments = ("x", "w", "scratch", *_IMAGE)
@@ -148,7 +158,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
     columns = K
     limit = i64(0)
     tiles = images * down * beside
-    units = (tiles + {BLOCK - 1}) // {BLOCK}
+    units = (tiles + {block - 1}) // {block}
     size = (tiles + units - 1) // max(i64(1), units)
 {SPLIT.strip(chr(10))}
 {finish_start(arguments)}
@@ -158,22 +168,33 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
         ways = (count + {mr - 1}) // {mr}
         high = (count + ways - 1) // max(i64(1), ways)
 {_input_text(tile, size)}
+        ahead = {size} * (count // beside) * x_row
+        lines = {size} * count
         for p in range(p_lo, p_hi):
+            first_column = p * {nr}
             for point in range({PLANES}):
                 b_at = w + 4 * (p * {PLANES} + point) * C * {nr}
+                for line in range(point * lines // {PLANES}, (point + 1) * lines // {PLANES}):
+                    t, y = line // {size}, line % {size}
+                    first_row = results[t] + y * OW
+{claim_tile(Tile(size, tile.nv, width), 20)}
+                    if p == p_hi - 1:
+                        from_ = inputs[t] + 4 * (y * x_row + ahead)
+                        for e in range({size}):
+                            for c in range(0, C, {LINE // 4}):
+                                fetch_line(from_ + 4 * (e * x_pixel + c))
                 for way in range(ways):
                     t = way * high
                     valid = min(high, count - t)
-                    to = products + 4 * (point * {BLOCK} + t) * {nr}
+                    to = products + 4 * (point * {_span(tile)} + t * {nr})
                     for k in range(0, C, {KC}):
                         for m in range({mr}):
-                            r = (point * {BLOCK} + t + min(i64(m), valid - 1)) * row_floats
-                            rows[m] = planes + 4 * (r + k)
+                            r = (t + min(i64(m), valid - 1)) * row_floats
+                            rows[m] = planes + point * plane + 4 * (r + k)
                         {tile.part}(high, rows_at, i64(1), i64(1), min(i64({KC}), C - k), i64(0),
                             i64(0), i64(1), b_at + 4 * k * {nr}, i64(0), i64(0), i64({nr}), to,
                             i64({nr}), k > 0)
             width = min(i64({nr}), K - p * {nr})
-            first_column = p * {nr}
             t = i64(0)
             while t < count:
                 q = first + t
@@ -184,7 +205,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
                 for s in range(across):
                     for v in range({tile.nv}):
                         points_to_{size}_results_{width}(
-                            products + 4 * ((t + s) * {nr} + v * {width}), i64({4 * BLOCK * nr}),
+                            products + 4 * ((t + s) * {nr} + v * {width}), i64({4 * _span(tile)}),
                             staged + 4 * (s * {size * nr} + v * {width}), i64({4 * ROW * nr}),
                             i64({4 * nr}))
                 valid = min({size} * across, OW - {size} * j)
@@ -203,7 +224,7 @@ def weight_grad(tile: Tile, taps: int) -> Template:
     partial[chunk][panel][c // mr][point][c % mr][j], with `sum_floats` floats for each chunk. dy is
     dense NHWC.
     """
-    mr, nr, width, size = tile.mr, tile.nr, tile.width, TILES[taps]
+    (mr, nr, width), (block, size) = (tile.mr, tile.nr, tile.width), (_tiles(tile), TILES[taps])
     arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
     body = f"""{_start(tile, size)}
     units = chunks
@@ -213,8 +234,8 @@ def weight_grad(tile: Tile, taps: int) -> Template:
     for u in range(u_lo, u_hi):
         begin, end = u * tiles // chunks, (u + 1) * tiles // chunks
         # One turn at least, so that a chunk without tiles leaves zeros.
-        for first in range(begin, max(end, begin + 1), {BLOCK}):
-            count = min(i64({BLOCK}), end - first)
+        for first in range(begin, max(end, begin + 1), {block}):
+            count = min(i64({block}), end - first)
 {_indented(_input_text(tile, size), 4)}
             for p in range(p_lo, p_hi):
                 for t in range(count):
@@ -222,22 +243,19 @@ def weight_grad(tile: Tile, taps: int) -> Template:
                     image = q // (down * beside)
                     i = q // beside % down
                     j = q % beside
-                    for y in range({size}):
-                        line = dy + 4 * ((image * OH + {size} * i + y) * OW + {size} * j) * K
-                        for e in range({size}):
-                            inside = {size} * i + y < OH and {size} * j + e < OW
-                            at = line + 4 * (e * K + p * {nr})
-                            pixels[{size} * y + e] = at if inside else zeros
+                    y, e = {size} * i, {size} * j
+                    place_{size}(pixels_at, dy + 4 * (((image * OH + y) * OW + e) * K + p * {nr}),
+                                 4 * OW * K, 4 * K, y, e, OH, OW, zeros)
                     for v in range({tile.nv}):
                         points_of_{size}_gradients_{width}(
                             pixels_at, i64({4 * width}) * v,
-                            products + 4 * (t * {nr} + v * {width}), i64({4 * BLOCK * nr}))
+                            products + 4 * (t * {nr} + v * {width}), i64({4 * _span(tile)}))
                 for point in range({PLANES}):
-                    b_at = products + 4 * point * {BLOCK * nr}
+                    b_at = products + point * {4 * _span(tile)}
                     sums = partial + 4 * ((u * panels + p) * {PLANES} * up + point * {mr}) * {nr}
                     for c in range(0, C, {mr}):
                         for m in range({mr}):
-                            rows[m] = planes + 4 * (point * {BLOCK} * row_floats + c + m)
+                            rows[m] = planes + point * plane + 4 * (c + m)
                         {tile.part}(min(i64({mr}), C - c), rows_at, i64(1), i64(1), count, i64(0),
                             i64(0), row_floats, b_at, i64(0), i64(0), i64({nr}),
                             sums + {4 * PLANES * nr} * c, i64({nr}), first > begin)
