@@ -32,12 +32,13 @@ from lamina.runtime.cpu.plan import make_plan, total_macs
 from lamina.runtime.program import FORWARD, THREADS, Kernel, Program, Step, evaluate
 
 PRODUCT, DIRECT, DEPTHWISE = "matrix product", "direct", "depthwise"
-WINOGRAD = "Winograd"
+WINOGRAD, FRACTIONAL = "Winograd", "fractional"
 ALGORITHMS = (  # by the beginning of a kernel's title
     ("Matrix product", PRODUCT), ("Direct convolution", DIRECT), ("Weight gradient", DIRECT),
-    ("Winograd", WINOGRAD), ("Depthwise convolution", DEPTHWISE))
+    ("Winograd", WINOGRAD), ("Depthwise convolution", DEPTHWISE),
+    ("Fractionally strided", FRACTIONAL))
 WIDTH = 100  # of sentences
-CONTRACTIONS = ("matmul", "conv2d", "conv2d_weight_grad")
+CONTRACTIONS = ("matmul", "conv2d", "fractional_conv2d", "conv2d_weight_grad")
 NAMED = re.compile(r"\b(?:tile|part|listed|lanes)_(\d+)x(\d+)_(\d+)\(")  # as `tiles` names them
 
 
@@ -135,7 +136,7 @@ def _became_products(stages: list[Stage]) -> set[tuple[str, str, int]]:
         return set()
     before = stages[names.index("pointwise") - 1].graph
     return {("matmul", *_place(node)) for inside, node, _ in _contractions(before, False)
-            if node.op.name != "matmul" and node.attributes["layout"] == "nhwc" and
+            if node.attributes.get("layout") == "nhwc" and
             not why_no_product(_image_and_weights(inside, node)[1], node.attributes)}
 
 
@@ -162,6 +163,10 @@ def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
         tile, taps = TILES[weights[2]], weights[2]  # type: ignore[index]
         return (f"F({tile}x{tile}, {taps}x{taps}) with stride 1: {gain:.2f} times as fast as "
                 "direct by its count")
+    if algorithm == FRACTIONAL:
+        rows, columns = node.attributes["stride"]
+        return f"zeros between pixels are skipped: {rows}x{columns} kinds of results, each with " \
+               "taps of its own"
     if algorithm == DEPTHWISE:
         return "each channel has a filter of its own: no sum over channels"
     if weights[2:] == (1, 1):

@@ -41,6 +41,7 @@ KINDS = (
     ("Winograd: convolution", "Winograd convolution"),
     ("Winograd: weight gradient", "Winograd weight gradient"),
     ("Winograd: weights", "packing"), ("Depthwise convolution", "depthwise convolution"),
+    ("Fractionally strided", "fractional convolution"),
     ("Weight gradient", "weight gradient"), ("Packs", "packing"),
     ("Elementwise", "elementwise"), ("Along rows", "reduction"),
     ("Over inner axes", "reduction"), ("Over leading axes", "reduction"),

@@ -7,7 +7,12 @@ from dataclasses import replace
 from lamina.compiler.ir.graph import Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
-from lamina.compiler.lower.convolutions import bare_conv2d, conv2d, weight_gradient
+from lamina.compiler.lower.convolutions import (
+    bare_conv2d,
+    conv2d,
+    fractional_conv2d,
+    weight_gradient,
+)
 from lamina.compiler.lower.core import Handler, Lowering
 from lamina.compiler.lower.kernels import (
     Finish,
@@ -28,8 +33,8 @@ from lamina.compiler.lower.windows import bare_mean_pool, mean_pool, pool
 
 def _contraction(low: Lowering, node: Node) -> None:
     finish = finish_of(low, node)
-    {"matmul": _matmul, "conv2d": conv2d, "avg_pool2d": mean_pool,
-     "avg_pool2d_grad": mean_pool}[finish.anchor.op.name](low, finish)
+    {"matmul": _matmul, "conv2d": conv2d, "fractional_conv2d": fractional_conv2d,
+     "avg_pool2d": mean_pool, "avg_pool2d_grad": mean_pool}[finish.anchor.op.name](low, finish)
     publish(low, node, finish)
 
 
@@ -123,7 +128,8 @@ def _suppress(low: Lowering, node: Node) -> None:
 
 
 HANDLERS: dict[str, Handler] = {
-    "matmul": _contraction, "conv2d": bare_conv2d, "conv2d_weight_grad": weight_gradient,
+    "matmul": _contraction, "conv2d": bare_conv2d, "fractional_conv2d": _contraction,
+    "conv2d_weight_grad": weight_gradient,
     "max_pool2d": pool, "max_pool2d_grad": pool,
     "avg_pool2d": bare_mean_pool, "avg_pool2d_grad": bare_mean_pool,
     "take": _take, "take_grad": _take_grad, "epilogue": _contraction,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 from lamina.compiler.ir.graph import Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, product, to_size
@@ -22,7 +23,7 @@ from lamina.compiler.lower.kernels import (
     run,
     tile_for,
 )
-from lamina.compiler.lower.templates import contract, weight_grad, winograd
+from lamina.compiler.lower.templates import contract, fractional, weight_grad, winograd
 from lamina.compiler.lower.templates.text import STORE, Template, Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
@@ -41,24 +42,42 @@ def conv2d(low: Lowering, finish: Finish) -> None:
     if attrs["algorithm"] == "winograd":
         _winograd(low, finish, x, w)
         return
-    batch, oh, ow, out = finish.anchor.type.shape
-    groups, (k, c, kh, kw) = attrs["groups"], w.shape
     stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
         pair("conv2d", "dilation", attrs["dilation"])
+    sizes = {"stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
+             "dilation_w": dilation[1]}
+    macs = product(finish.anchor.type.shape) * product(w.shape[1:])
+    _convolve(low, finish, x, w, sizes, macs, contract)
+
+
+def fractional_conv2d(low: Lowering, finish: Finish) -> None:
+    """A convolution of an image with zeros between its pixels."""
+    attrs = finish.anchor.attributes
+    x, w = _channels_inner(low, low.view(finish.operands[0])), low.view(finish.operands[1])
+    stride, shift = attrs["stride"], attrs["shift"]
+    sizes = {"stride_h": stride[0], "stride_w": stride[1], "shift_h": shift[0],
+             "shift_w": shift[1]}
+    macs = finish.anchor.op.macs(finish.anchor.type, x, w, **attrs)
+    _convolve(low, finish, x, w, sizes, macs, fractional)
+
+
+def _convolve(low: Lowering, finish: Finish, x: View, w: View, sizes: Values, macs: Dim,
+              templates: ModuleType) -> None:
+    """Weights as the kernel wants them, and the kernel: `conv2d` or `depthwise` of `templates`."""
+    batch, oh, ow, _ = finish.anchor.type.shape
+    groups, (k, c, kh, kw) = finish.anchor.attributes["groups"], w.shape
     values = {"x": x, "images": batch, "OH": oh, "OW": ow, "KH": kh, "KW": kw,
-              "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2],
-              "stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
-              "dilation_w": dilation[1], **epilogue_values(finish)}
-    macs = batch * oh * ow * out * product((c, kh, kw))
+              "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2], **sizes,
+              **epilogue_values(finish)}
     if groups == k and c == 1 and groups > 1:
         dense = low.dense_view(views.transpose(w, (2, 3, 1, 0)))
-        template = contract.depthwise(finish.epilogue, low.vector_width)
+        template = templates.depthwise(finish.epilogue, low.vector_width)
         multiply(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, macs)
         return
     each = k // groups
     tile = tile_for(low, each)
     packed = _pack_filters(low, w, groups, tile)
-    multiply(low, contract.conv2d(finish.epilogue, tile),
+    multiply(low, templates.conv2d(finish.epilogue, tile),
              {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
 
 

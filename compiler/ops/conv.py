@@ -43,6 +43,7 @@ from lamina.compiler.ops.window import (
 )
 
 MOST_GROUPS = 65_536  # that a message tries
+MOST_PHASES = 64  # of a fractional stride, rows times columns
 
 
 def _fitting_groups(channels: Dim, out: Dim, groups: int) -> str:
@@ -231,6 +232,53 @@ primitive("conv2d_weight_grad", "contract", infer=_infer_weight_grad, numpy=_num
                "E225": "x:[3,7,6] y:[2,4,5,4] | kernel=(3, 3)"},
           doc="Gradient of conv2d by its weights: [K, C/groups, KH, KW] from the input and the "
               "gradient of the result.")
+
+
+def _infer_fractional(x: TensorType, w: TensorType, *, stride, shift, size, groups) -> TensorType:
+    name = "fractional_conv2d"
+    same_dtype(name, (x, w), FLOATS)
+    check_rank(name, x, 4, "[N, H, W, C]")
+    check_rank(name, w, 4, "a weight [K, C/groups, KH, KW]", 1)
+    _check_groups(name, x.shape[3], w, groups)
+    steps, begin = pair(name, "stride", stride), pair(name, "shift", shift, 0)
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise OpError("E228", f"`{name}`: size is {size}, not a pair", "it is (height, width)")
+    for have, reach, step, first, out in zip(x.shape[1:3], w.shape[2:], steps, begin, size,
+                                             strict=True):
+        needed = first + out + reach - 1
+        if isinstance(have, int) and isinstance(needed, int) and needed > have * step:
+            raise OpError("E223", f"`{name}` needs {needed} pixels, the image has {have} with "
+                          f"{step - 1} zeros behind each")
+    return TensorType((x.shape[0], *size, w.shape[0]), x.dtype)
+
+
+def _numpy_fractional(x, w, *, stride, shift, size, groups):
+    (rows, columns), (top, left) = stride, shift
+    spread = np.zeros((x.shape[0], x.shape[1] * rows, x.shape[2] * columns, x.shape[3]), x.dtype)
+    spread[:, ::rows, ::columns] = x
+    bottom, right = (first + out + reach - 1
+                     for first, out, reach in zip(shift, size, w.shape[2:], strict=True))
+    return _numpy_conv2d(spread[:, top:bottom, left:right], w, stride=1, padding=0, dilation=1,
+                         groups=groups, layout="nhwc", algorithm="direct")
+
+
+primitive("fractional_conv2d", "contract", infer=_infer_fractional, numpy=_numpy_fractional,
+          arity=(2, 2), public=False,
+          attrs={"stride": REQUIRED, "shift": REQUIRED, "size": REQUIRED, "groups": 1},
+          macs=lambda out, x, w, *, stride, **_: (
+              product(out.shape) * product(w.shape[1:]) // product(stride)),
+          torch="oracle.fractional_conv2d(a, b, stride, shift, size, groups)",
+          samples=("x:[2,4,5,3] w:[4,3,3,3] | stride=(2, 2), shift=(0, 1), size=(6, 7)",
+                   "x:[1,3,4,4] w:[6,2,2,3] | stride=(3, 1), shift=(2, 0), size=(5, 2), groups=2",
+                   "x:[2,3,3,5] w:[5,1,3,3] | stride=(2, 2), shift=(1, 0), size=(3, 4), groups=5",
+                   "x:[1,2,2,2] w:[3,2,1,1] | stride=(2, 3), shift=(0, 1), size=(4, 5)"),
+          bad={"E223": "x:[1,2,2,2] w:[3,2,1,1] | stride=(2, 2), shift=(0, 0), size=(5, 4)",
+               "E225": "x:[2,2,2] w:[3,2,1,1] | stride=(2, 2), shift=(0, 0), size=(3, 3)",
+               "E222": "x:[1,2,2,3] w:[3,2,1,1] | stride=(2, 2), shift=(0, 0), size=(3, 3), "
+                       "groups=2"},
+          doc="Convolution, stride 1 and channels-last, of an image with stride - 1 zeros behind "
+              "each pixel: y[i, j] = sum over kh, kw of spread[i + kh + shift, j + kw + shift] "
+              "w[kh, kw]. Dumoulin and Visin (2016), chapter 4.")
 
 
 @composite("conv1d", attrs={"stride": 1, "padding": 0, "dilation": 1, "groups": 1}, arity=2,

@@ -18,7 +18,8 @@ from lamina.compiler.ops.control import FREE
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.transform.training import UPDATE
 
-ANCHORS = ("matmul", "conv2d", "avg_pool2d", "avg_pool2d_grad")  # elementwise work may follow
+# Elementwise work may follow these.
+ANCHORS = ("matmul", "conv2d", "fractional_conv2d", "avg_pool2d", "avg_pool2d_grad")
 CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "less_equal",
          "greater", "greater_equal", "equal", "not_equal", "cast")  # rather repeated than stored
 VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing

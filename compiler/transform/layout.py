@@ -48,13 +48,20 @@ def _sink_transposes(builder: Builder, node: Node, inputs) -> tuple[Value, ...] 
     m = GraphMath(builder)
     xs = [Var(m, value) for value in inputs]
     below = [_below(builder, value) for value in inputs]
-    if node.op.name == "transpose" and below[0] is not None and \
-            node.attributes["perm"] == TO_LAST:
-        return (below[0],)
+    if node.op.name == "transpose" and node.attributes["perm"] == TO_LAST:
+        return (below[0],) if below[0] is not None else _above_border(m, builder.node(inputs[0]))
     if node.type.rank != 4 or not any(value is not None for value in below):
         return None
     mover = ELEMENTWISE if node.op.kind == "elementwise" else MOVERS.get(node.op.name)
     return mover(m, node, xs, below) if mover else None
+
+
+def _above_border(m: GraphMath, node: Node) -> tuple[Value, ...] | None:
+    """A channels-last border, for what shall be transposed behind a border."""
+    if node.op.name != "pad":
+        return None
+    x = _last(m, Var(m, node.inputs[0]))
+    return (m.apply(node.op, (x,), _permuted(node, ("lo", "hi", "interior"))).value,)
 
 
 def _below(builder: Builder, value: Value) -> Value | None:

@@ -13,6 +13,7 @@ from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.verify import verify
 from lamina.compiler.ops.control import SCAN
 from lamina.compiler.transform.decompose import decompose
+from lamina.compiler.transform.fractional import fractional
 from lamina.compiler.transform.fuse import fuse
 from lamina.compiler.transform.layout import channels_last
 from lamina.compiler.transform.pointwise import pointwise
@@ -55,6 +56,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("decompose", in_scans(decompose), optional=False),
     Pass("simplify-again", in_scans(simplify)),
     Pass("layout", in_scans(channels_last)),
+    Pass("fractional", in_scans(fractional)),
     Pass("pointwise", in_scans(pointwise)),
     Pass("winograd", in_scans(winograd)),
     Pass("fuse", in_scans(fuse)),

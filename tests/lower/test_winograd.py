@@ -51,7 +51,7 @@ def exact(x, w, dy, top, left):
 
 def computed(x, w, dy, top, left, width, threads, cache, chunks=2):
     """What the kernels of one vector width give, with memory checked."""
-    tile = text.wide_tile(width)
+    tile = text.narrow_tile(width) if w.shape[0] <= width else text.wide_tile(width)
     (k, c, taps, _), (n, rows, columns, _) = w.shape, dy.shape
     image = {"images": n, "OH": rows, "OW": columns, "H": x.shape[1], "W": x.shape[2], "C": c,
              "K": k, "top": top, "left": left, "x_image": x[0].size if n else 0,

@@ -78,6 +78,18 @@ def conv2d_weight_grad(a, ct, kernel, stride, padding, dilation, groups, layout)
     return gradient(lambda w: conv2d(a, w, stride, padding, dilation, groups, layout), w, ct)
 
 
+def fractional_conv2d(a, w, stride, shift, size, groups):
+    """Convolution of an image with stride - 1 zeros behind each pixel, of which some are left."""
+    first = _first(a, "nhwc")
+    spread = torch.zeros(*first.shape[:2], *(n * s for n, s in zip(first.shape[2:], stride,
+                                                                   strict=True)),
+                         dtype=a.dtype)
+    spread[:, :, ::stride[0], ::stride[1]] = first
+    (top, left), (rows, columns) = shift, size
+    part = spread[:, :, top:top + rows + w.shape[2] - 1, left:left + columns + w.shape[3] - 1]
+    return _back(torch.nn.functional.conv2d(part, w, None, groups=groups), "nhwc")
+
+
 def conv1d(a, w, stride, padding, dilation, groups):
     """Convolution over one axis with padding on each side."""
     sides = padding if isinstance(padding, tuple) else (padding, padding)
