@@ -39,7 +39,7 @@ ALGORITHMS = (  # by the beginning of a kernel's title
     ("Fractionally strided", FRACTIONAL))
 WIDTH = 100  # of sentences
 CONTRACTIONS = ("matmul", "conv2d", "fractional_conv2d", "conv2d_weight_grad")
-NAMED = re.compile(r"\b(?:tile|part|listed|lanes)_(\d+)x(\d+)_(\d+)\(")  # as `tiles` names them
+NAMED = re.compile(r"\b(?:tile|part|lanes)_(\d+)x(\d+)_(\d+)\(")  # as `tiles` names them
 
 
 @dataclass(frozen=True, slots=True)

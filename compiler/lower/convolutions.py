@@ -108,9 +108,10 @@ def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
     with low.once(w, packed):
         run(low, winograd.weights(tile, taps), values, to_size(product(packed.shape)), "weights")
     batch, rows, columns, _ = finish.anchor.type.shape
+    scratch = winograd.block_floats(channels, tile, winograd.block_tiles(tile))
     values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
                                                      finish.anchor.attributes),
-              **_scratch(low, winograd.block_floats(channels, tile)), **epilogue_values(finish)}
+              **_scratch(low, scratch), **epilogue_values(finish)}
     _run_winograd(low, winograd.conv2d(finish.epilogue, tile, taps), values,
                   batch * rows * columns * channels * outputs * taps * taps,
                   tiles_of(finish.anchor.type.shape, taps) * PRODUCTS * channels * outputs)
@@ -144,7 +145,7 @@ def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> N
     batch, rows, columns, _ = dy.shape
     values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
               **_winograd_sizes(x, dy.shape, outputs, node.attributes),
-              **_scratch(low, winograd.block_floats(channels, tile))}
+              **_scratch(low, winograd.block_floats(channels, tile, winograd.SUMMED))}
     _run_winograd(low, winograd.weight_grad(tile, taps), values,
                   batch * rows * columns * channels * outputs * taps * taps,
                   tiles_of(dy.shape, taps) * PRODUCTS * channels * outputs)

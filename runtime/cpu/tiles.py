@@ -4,7 +4,6 @@ Numba intrinsics that emit LLVM vector code. For widths of 4, 8 and 16 floats th
 
     tile_6x2_8(...) and its relatives           the tile, see `_tile`
     part_6x2_8(high, ...) and its relatives     the first `high` of its rows, see `_part`
-    listed_6x2_8(...) and its relatives         the sum over listed places, see `_listed`
     lanes_4x2_8(...) and its relatives          products of vectors, see `_tile`
     turn_8(to, step, from, stride)              transpose 8 x 8 floats, see `_turner`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
@@ -171,32 +170,6 @@ def _part(heights: tuple[int, ...], nv: int, width: int):
     return part
 
 
-def _listed(mr: int, nv: int, width: int):
-    """The tile whose sum runs over listed places of A, as an intrinsic.
-
-    listed(rows, places, count, b, c, accumulate): C[m, :] (+)= sum over r < count of
-    A_m[places[r]] * B[r, :]; `places` is the address of int64s that count floats, B's rows follow
-    each other, and so do C's.
-    """
-
-    def generate(context, b, signature, args):
-        rows, places, count, weights, c, accumulate = args
-        tile = _Tile(b, (mr, nv, width), False, rows, weights)
-        table = b.inttoptr(places, I64.as_pointer())
-        start, row = ir.Constant(I64, 0), ir.Constant(I64, nv * width)
-        _Loop(b, count, [start, start]).run(
-            [ir.Constant(I64, 1), row],
-            lambda values: tile.step(b.load(b.gep(table, [values[0]])), values[1]))
-        tile.finish(c, row, accumulate)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def listed(_, rows, places, count, b, c, accumulate):
-        return types.void(*[types.int64] * 5, types.boolean), generate
-
-    return listed
-
-
 # Rows x vectors for each width; 16-wide hosts have 32 registers, the others are taken to have 16.
 tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
 tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
@@ -204,9 +177,6 @@ tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
 part_6x2_4, part_8x1_4 = _part((6, 4), 2, 4), _part((8, 4), 1, 4)
 part_6x2_8, part_8x1_8 = _part((6, 4), 2, 8), _part((8, 4), 1, 8)
 part_14x2_16, part_16x1_16 = _part((14, 11, 8, 4), 2, 16), _part((16, 8, 4), 1, 16)
-listed_6x2_4, listed_8x1_4 = _listed(6, 2, 4), _listed(8, 1, 4)
-listed_6x2_8, listed_8x1_8 = _listed(6, 2, 8), _listed(8, 1, 8)
-listed_14x2_16, listed_16x1_16 = _listed(14, 2, 16), _listed(16, 1, 16)
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
 lanes_8x1_4, lanes_8x1_8, lanes_8x1_16 = (_tile(8, 1, width, True) for width in (4, 8, 16))
 

@@ -70,7 +70,7 @@ def computed(x, w, dy, top, left, width, threads, cache, chunks=2):
     outputs = {"y": ("f32", dy.shape), "dw": ("f32", w.shape),
                "u": ("f32", (winograd.weight_floats(c, k, tile),)),
                "sums": ("f32", (chunks * winograd.sum_floats(c, k, tile),)),
-               "block": ("f32", (threads * winograd.block_floats(c, tile),))}
+               "block": ("f32", (threads * winograd.block_floats(c, tile, winograd.SUMMED),))}
     found = run(calls, {"x": x, "w": w, "dy": dy}, outputs, cache, threads)
     return found["y"], found["dw"]
 

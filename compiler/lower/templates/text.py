@@ -25,8 +25,7 @@ NAMES = {
     "tiles": (
         "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8", "lanes_4x2_16",
         "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
-        "listed_14x2_16", "listed_16x1_16", "listed_6x2_4", "listed_6x2_8", "listed_8x1_4",
-        "listed_8x1_8", "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
+        "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
         "part_14x2_16", "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8",
         "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8",
         "turn_16", "turn_4", "turn_8",
@@ -120,11 +119,6 @@ class Tile:
     def name(self) -> str:
         """The intrinsic's name in `tiles`."""
         return f"{self.kind}_{self.mr}x{self.nv}_{self.width}"
-
-    @property
-    def listed(self) -> str:
-        """The name of the intrinsic whose sum runs over listed places."""
-        return f"listed_{self.mr}x{self.nv}_{self.width}"
 
     @property
     def part(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
     NOTHING,
-    PIXEL,
     SPLIT,
     TAP,
     Epilogue,
@@ -17,7 +16,7 @@ from lamina.compiler.lower.templates.text import (
     row_loads,
 )
 
-PIXELS = 256  # pixels whose gradients are packed and summed at once
+PIXELS = 256  # pixels whose gradients are packed and summed at once, at most
 
 
 def weight_partial_floats(tile: Tile) -> tuple[int, int]:
@@ -68,32 +67,31 @@ def conv2d_weight_grad(tile: Tile) -> Template:
     units = chunks * tiles
 {SPLIT.strip(chr(10))}
     packed_at = local_f32({PIXELS * nr})
-    places_at = local_i64({PIXELS})
-    places = i64ptr(places_at)
     rows_at = local_i64({mr})
     rows = i64ptr(rows_at)
+    # A block is images, or else rows of an image, or else a part of a row.
+    wide = min(OW, i64({PIXELS}))
+    high = max(i64(1), min(OH, {PIXELS} // max(i64(1), OW)))
+    deep = max(i64(1), {PIXELS} // max(i64(1), OH * OW))
     u = u_lo
     while u < u_hi:
         chunk = u // tiles
         t0 = u % tiles
         t1 = min(tiles, t0 + u_hi - u)
         u += t1 - t0
-        image = chunk * images // chunks
-        first = image * OH * OW
-        last = (chunk + 1) * images // chunks * OH * OW
-        oh, ow = i64(0), i64(0)
-        # One turn at least, so that a chunk without pixels leaves zeros.
-        for q in range(first, max(last, first + 1), {PIXELS}):
-            count = min(i64({PIXELS}), last - q)
-            for i in range(count):
-                places[i] = image * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel
-{count_up(PIXEL, "image", 16)}
+        begin, end = chunk * images // chunks, (chunk + 1) * images // chunks
+        image, oh, ow = begin, i64(0), i64(0)
+        while True:  # one turn at least, so that a chunk without pixels leaves zeros
+            n0, n1, n2 = min(deep, end - image), min(high, OH - oh), min(wide, OW - ow)
+            q = (image * OH + oh) * OW + ow
+            corner = x + 4 * (image * x_image + oh * stride_h * x_row + ow * stride_w * x_pixel)
+            more = image > begin or oh > 0 or ow > 0
             for p in range(p_lo, p_hi):
                 group = p // per_group
                 column = p % per_group * {nr}
                 target = partial + 4 * (chunk * panels + p) * tiles * {mr * nr}
                 at = dy + 4 * ((q * groups + group) * K + column)
-                for i in range(count):  # past the last column lie sums that nobody reads
+                for i in range(n0 * n1 * n2):  # past the last column lie sums that nobody reads
                     move_{tile.row}(packed_at + i * {4 * nr}, at + 4 * i * groups * K)
                 c = t0 * {mr} % C
                 kw = t0 * {mr} // C % KW
@@ -102,12 +100,22 @@ def conv2d_weight_grad(tile: Tile) -> Template:
                 for t in range(t0, t1):
                     for m in range({mr}):
                         tap = kh * dilation_h * x_row + kw * dilation_w * x_pixel
-                        rows[m] = x + 4 * (group * C + tap + c)
+                        rows[m] = corner + 4 * (group * C + tap + c)
                         left -= 1
                         if left > 0:
 {count_up(TAP, "kh", 28)}
-                    {tile.listed}(rows_at, places_at, count, packed_at,
-                                  target + t * {4 * mr * nr}, q > first)
+                    {tile.name}(rows_at, n0, n1, n2, x_image, stride_h * x_row, stride_w * x_pixel,
+                        packed_at, n1 * n2 * {nr}, n2 * {nr}, i64({nr}),
+                        target + t * {4 * mr * nr}, i64({nr}), more)
+            ow += n2
+            if ow >= OW:
+                ow = i64(0)
+                oh += n1
+            if oh >= OH:
+                oh = i64(0)
+                image += deep
+            if image >= end:
+                break
 """
     source = kernel_text("Weight gradient, partial sums.", arguments, NOTHING, body)
     return Template(source, arguments)

@@ -23,6 +23,8 @@ from lamina.compiler.lower.templates.text import (
 from lamina.compiler.transform.winograd import PRODUCTS, TILES
 
 BLOCK = 32  # tiles of a block at most: their planes should stay in the second-level cache
+# And for weight gradients, whose sums are read and written for every block.
+SUMMED = 64
 ROW = 12  # neighbouring results of a row that are finished together
 KC = 128  # longest stretch of channels that is summed at once: a longer one doubles the error
 PLANES = PRODUCTS
@@ -35,10 +37,15 @@ def weight_floats(channels, outputs, tile: Tile):
     return PLANES * channels * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
 
 
-def block_floats(channels, tile: Tile):
+def block_floats(channels, tile: Tile, block: int):
     """Scratch of a thread: a block's transformed inputs, its products, results and zeros."""
-    rows, rest = _block(tile)
+    rows, rest = _block(tile, block)
     return rows * _row(channels, tile) + rest
+
+
+def block_tiles(tile: Tile) -> int:
+    """How many tiles of results a block has: a multiple of the rows that are multiplied at once."""
+    return BLOCK // tile.mr * tile.mr
 
 
 def sum_floats(channels, outputs, tile: Tile):
@@ -47,20 +54,14 @@ def sum_floats(channels, outputs, tile: Tile):
     return PLANES * up * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
 
 
-def _block(tile: Tile) -> tuple[int, int]:
+def _block(tile: Tile, block: int) -> tuple[int, int]:
     """How many rows of `_row` floats a thread's scratch has, and how many floats beside."""
-    rest = PLANES * (APART + _span(tile)) + (4 * ROW + 1) * tile.nr
-    return PLANES * _tiles(tile) + 1, rest
+    return PLANES * block + 1, PLANES * (APART + _span(tile, block)) + (4 * ROW + 1) * tile.nr
 
 
-def _span(tile: Tile) -> int:
+def _span(tile: Tile, block: int) -> int:
     """Floats from one point's products to the next point's."""
-    return _tiles(tile) * tile.nr + APART
-
-
-def _tiles(tile: Tile) -> int:
-    """How many tiles of results a block has: a multiple of the rows that are multiplied at once."""
-    return BLOCK // tile.mr * tile.mr
+    return block * tile.nr + APART
 
 
 def _row(channels, tile: Tile):
@@ -106,7 +107,7 @@ def weights(tile: Tile, taps: int) -> Template:
     return Template(text, arguments)
 
 
-def _input_text(tile: Tile, size: int) -> str:
+def _input_text(tile: Tile, size: int, more: str = "") -> str:
     """Transform the inputs of `count` tiles from number `first` on into planes at `planes`."""
     width = tile.width
     return f"""
@@ -117,17 +118,15 @@ def _input_text(tile: Tile, size: int) -> str:
             j = q % beside
             y, e = {size} * i - top, {size} * j - left
             at = x + 4 * (image * x_image + y * x_row + e * x_pixel)
-            inputs[t] = at + 4 * (x_row + x_pixel)
-            results[t] = (image * OH + {size} * i) * OW + {size} * j
-            place_6(pixels_at, at, 4 * x_row, 4 * x_pixel, y, e, H, W, zeros)
+{more}            place_6(pixels_at, at, 4 * x_row, 4 * x_pixel, y, e, H, W, zeros)
             for c in range(0, C, {width}):
                 points_of_input_{width}(pixels_at, 4 * c, planes + 4 * (t * row_floats + c), plane)
 """
 
 
-def _start(tile: Tile, size: int) -> str:
-    """What both kernels know before their blocks."""
-    (nr, width, block), (block_rows, rest) = (tile.nr, tile.width, _tiles(tile)), _block(tile)
+def _start(tile: Tile, size: int, block: int) -> str:
+    """What both kernels know before their blocks of so many tiles."""
+    (nr, width), (block_rows, rest) = (tile.nr, tile.width), _block(tile, block)
     return f"""
     down, beside = (OH + {size - 1}) // {size}, (OW + {size - 1}) // {size}
     panels = (K + {nr - 1}) // {nr}
@@ -135,13 +134,13 @@ def _start(tile: Tile, size: int) -> str:
     plane = 4 * ({block} * row_floats + {APART})
     planes = scratch + 4 * tid * ({block_rows} * row_floats + {rest})
     products = planes + {PLANES} * plane
-    staged = products + {4 * PLANES * _span(tile)}
+    staged = products + {4 * PLANES * _span(tile, block)}
     zeros = staged + {16 * ROW * nr}
     for c in range(0, row_floats + {nr}, {width}):
         fill_1_{width}(zeros + 4 * c, f32(0))
     pixels_at = local_i64(36)
-    rows_at, inputs_at, results_at = local_i64({tile.mr}), local_i64({block}), local_i64({block})
-    rows, inputs, results = i64ptr(rows_at), i64ptr(inputs_at), i64ptr(results_at)
+    rows_at = local_i64({tile.mr})
+    rows = i64ptr(rows_at)
 """
 
 
@@ -150,11 +149,16 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
 
     `top` and `left` are the zeros before rows and columns; whatever lies outside H x W is zero.
     """
-    mr, nr, width, block = tile.mr, tile.nr, tile.width, _tiles(tile)
+    mr, nr, width, block = tile.mr, tile.nr, tile.width, block_tiles(tile)
     size = TILES[taps]
     finished = Tile(ROW, tile.nv, width)
     arguments = ("x", "w", "scratch", *_IMAGE)
-    body = f"""{_start(tile, size)}
+    keep = f"""            inputs[t] = at + 4 * (x_row + x_pixel)
+            results[t] = (image * OH + {size} * i) * OW + {size} * j
+"""
+    body = f"""{_start(tile, size, block)}
+    inputs_at, results_at = local_i64({block}), local_i64({block})
+    inputs, results = i64ptr(inputs_at), i64ptr(results_at)
     columns = K
     limit = i64(0)
     tiles = images * down * beside
@@ -167,7 +171,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
         count = min(size, tiles - first)
         ways = (count + {mr - 1}) // {mr}
         high = (count + ways - 1) // max(i64(1), ways)
-{_input_text(tile, size)}
+{_input_text(tile, size, keep)}
         ahead = {size} * (count // beside) * x_row
         lines = {size} * count
         for p in range(p_lo, p_hi):
@@ -186,7 +190,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
                 for way in range(ways):
                     t = way * high
                     valid = min(high, count - t)
-                    to = products + 4 * (point * {_span(tile)} + t * {nr})
+                    to = products + 4 * (point * {_span(tile, block)} + t * {nr})
                     for k in range(0, C, {KC}):
                         for m in range({mr}):
                             r = (t + min(i64(m), valid - 1)) * row_floats
@@ -205,7 +209,8 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
                 for s in range(across):
                     for v in range({tile.nv}):
                         points_to_{size}_results_{width}(
-                            products + 4 * ((t + s) * {nr} + v * {width}), i64({4 * _span(tile)}),
+                            products + 4 * ((t + s) * {nr} + v * {width}),
+                            i64({4 * _span(tile, block)}),
                             staged + 4 * (s * {size * nr} + v * {width}), i64({4 * ROW * nr}),
                             i64({4 * nr}))
                 valid = min({size} * across, OW - {size} * j)
@@ -224,9 +229,9 @@ def weight_grad(tile: Tile, taps: int) -> Template:
     partial[chunk][panel][c // mr][point][c % mr][j], with `sum_floats` floats for each chunk. dy is
     dense NHWC.
     """
-    (mr, nr, width), (block, size) = (tile.mr, tile.nr, tile.width), (_tiles(tile), TILES[taps])
+    mr, nr, width, size, block = tile.mr, tile.nr, tile.width, TILES[taps], SUMMED
     arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
-    body = f"""{_start(tile, size)}
+    body = f"""{_start(tile, size, block)}
     units = chunks
     up = (C + {mr - 1}) // {mr} * {mr}
     tiles = images * down * beside
@@ -249,9 +254,9 @@ def weight_grad(tile: Tile, taps: int) -> Template:
                     for v in range({tile.nv}):
                         points_of_{size}_gradients_{width}(
                             pixels_at, i64({4 * width}) * v,
-                            products + 4 * (t * {nr} + v * {width}), i64({4 * _span(tile)}))
+                            products + 4 * (t * {nr} + v * {width}), i64({4 * _span(tile, block)}))
                 for point in range({PLANES}):
-                    b_at = products + point * {4 * _span(tile)}
+                    b_at = products + point * {4 * _span(tile, block)}
                     sums = partial + 4 * ((u * panels + p) * {PLANES} * up + point * {mr}) * {nr}
                     for c in range(0, C, {mr}):
                         for m in range({mr}):
