@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from types import ModuleType
 
-from lamina.compiler.ir.graph import Node, Value
+from lamina.compiler.ir.builder import Builder
+from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
 from lamina.compiler.lower.core import PARTIAL, Lowering
@@ -27,6 +28,7 @@ from lamina.compiler.lower.templates import contract, fractional, weight_grad, w
 from lamina.compiler.lower.templates.text import STORE, Template, Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
+from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
 from lamina.runtime.program import THREADS, Size
 
@@ -47,7 +49,60 @@ def conv2d(low: Lowering, finish: Finish) -> None:
     sizes = {"stride_h": stride[0], "stride_w": stride[1], "dilation_h": dilation[0],
              "dilation_w": dilation[1]}
     macs = product(finish.anchor.type.shape) * product(w.shape[1:])
+    plain = all(load.access != "row" for load in finish.epilogue.loads)
+    together = _together(low, finish.anchor.type.shape[2], w.shape, attrs) if plain else 1
+    if together > 1:
+        _side_by_side(low, finish, x, w, sizes, macs, together)
+        return
     _convolve(low, finish, x, w, sizes, macs, contract)
+
+
+def _together(low: Lowering, columns: Dim, weights: tuple[Dim, ...], attrs) -> int:
+    """How many neighbouring pixels of few channels are best computed as one of more channels.
+
+    n pixels of K channels fill n K lanes of a vector, and look at n - 1 strides more of the image.
+    """
+    k, _, _, kw = weights
+    (_, stride), (_, dilation) = (pair("conv2d", name, attrs[name])
+                                  for name in ("stride", "dilation"))
+    if dilation > 1 or attrs["groups"] > 1 or not all(
+            isinstance(size, int) for size in (columns, k, kw)):
+        return 1
+    fitting = [n for n in range(1, low.vector_width // k + 1) if columns % n == 0]  # type: ignore
+    return max(fitting, key=lambda n: n / (kw + (n - 1) * stride), default=1)  # type: ignore
+
+
+def _side_by_side(low: Lowering, finish: Finish, x: View, w: View, sizes: Values, macs: Dim,
+                  together: int) -> None:
+    """A convolution that computes so many neighbouring pixels as one of more channels."""
+    batch, oh, ow, _ = finish.anchor.type.shape
+    (k, c, kh, kw), step = w.shape, sizes["stride_w"]
+    assert isinstance(kw, int) and isinstance(step, int)
+    wide = kw + (together - 1) * step
+    filters = low.fresh(TensorType((together * k, c, kh, wide)), "weights side by side")
+    with low.once(w, filters):
+        low.fill(filters, 0.0)
+        for n in range(together):
+            low.copy(w, _side(filters, w.shape, n, step))
+    loads = tuple(_repeated(low, view, together) if operand.access == "column" else view
+                  for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
+    tile = tile_for(low, filters.shape[0])
+    values = {"x": x, "w": _pack_filters(low, filters, 1, tile), "images": batch, "OH": oh,
+              "OW": ow // together, "KH": kh, "KW": wide, "groups": 1, "C": c, "K": together * k,
+              "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2], **sizes,
+              "stride_w": together * step, **epilogue_values(replace(finish, loads=loads))}
+    multiply(low, contract.conv2d(finish.epilogue, tile), values, macs)
+
+
+def _side(filters: View, shape: tuple[Dim, ...], number: int, step: int) -> View:
+    """The weights of pixel `number` of those that are computed together."""
+    begin = (number * shape[0], 0, 0, number * step)
+    return views.cut(filters, begin, begin, (1, 1, 1, 1), shape)
+
+
+def _repeated(low: Lowering, view: View, times: int) -> View:
+    """The elements of a dense vector (of shape [..., K]) so many times."""
+    return low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)))
 
 
 def fractional_conv2d(low: Lowering, finish: Finish) -> None:
@@ -177,8 +232,16 @@ def weight_gradient(low: Lowering, node: Node) -> None:
         return
     x = _padded(low, x, attrs["padding"])
     batch, oh, ow, _ = dy.shape
-    k, c, kh, kw = node.type.shape
-    groups = attrs["groups"]
+    groups, result = attrs["groups"], low.result(Value(node.id))
+    stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
+        pair("conv2d", "dilation", attrs["dilation"])
+    together, target, step = _together(low, ow, node.type.shape, attrs), result, stride[1]
+    if together > 1:
+        k, c, kh, kw = node.type.shape
+        target = low.fresh(TensorType((together * k, c, kh, kw + (together - 1) * step)),
+                           "weights side by side")
+        stride, ow = (stride[0], together * step), ow // together
+    k, c, kh, kw = target.shape
     each = k // groups
     tile = tile_for(low, each)
     mr, nr = weight_grad.weight_partial_floats(tile)
@@ -187,19 +250,30 @@ def weight_gradient(low: Lowering, node: Node) -> None:
     chunks: Size = 1 if units >= 16 else ("max", 1, ("min", WEIGHT_CHUNKS, to_size(batch)))
     rows = -(-depth // mr) * mr * -(-each // nr) * nr * groups
     partial = low.temp((chunks, rows), what=PARTIAL)
-    stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
-        pair("conv2d", "dilation", attrs["dilation"])
     shared = {"partial": Memory(partial), "groups": groups, "KH": kh, "KW": kw, "C": c, "K": each,
               "chunks": Count(chunks)}
     values = {"x": x, "dy": dy, "images": batch, "OH": oh, "OW": ow, "x_image": x.strides[0],
               "x_row": x.strides[1], "x_pixel": x.strides[2], "stride_h": stride[0],
               "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
               **shared}
-    multiply(low, weight_grad.conv2d_weight_grad(tile), values, batch * oh * ow * k * depth)
-    result = low.result(Value(node.id))
-    combined = {**shared, "y0": result, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
+    multiply(low, weight_grad.conv2d_weight_grad(tile), values,
+             product(dy.shape) * product(node.type.shape[1:]))
+    combined = {**shared, "y0": target, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
     run(low, weight_grad.combine_weight_grad(STORE, tile), combined, ("*", chunks, rows), "combine")
+    if together > 1:
+        parts = [_side(target, node.type.shape, n, step) for n in range(together)]
+        low.loop(_sum_of(together, result), parts, [result], "sides")
     low.view_of[Value(node.id)] = result
+
+
+def _sum_of(count: int, result: View) -> Graph:
+    """The body of a loop that adds so many operands."""
+    body = Builder("body")
+    first, *others = [body.emit(REGISTRY["input"], (), {
+        "name": f"x{n}", "shape": result.shape, "dtype": result.dtype}) for n in range(count)]
+    for other in others:
+        first = body.emit(REGISTRY["add"], (first, other))
+    return body.finish([("y0", first)])
 
 
 def _padded(low: Lowering, x: View, padding) -> View:

@@ -259,13 +259,13 @@ def mean_pool(epilogue: Epilogue, tile: Tile) -> Template:
     a1, b0, b1, b2 = dilation_w * x_pixel, i64(0), i64(0), i64(0)
     panel_floats = i64(0)
     channel_step = i64({tile.nr})
-    window = f32(KH * KW)
+    share = f32(1) / f32(KH * KW)
     w = local_f32({tile.nr})
     fill_{tile.row}(w, f32(1))"""
     after = f"""
                 sums = f32ptr(out)
                 for e in range({tile.mr * tile.nr}):
-                    sums[e] = sums[e] / window"""
+                    sums[e] = sums[e] * share"""
     return _convolution("Mean of windows.", epilogue, tile, weights, after)
 
 

@@ -234,7 +234,7 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
     panels = (C + {nr - 1}) // {nr}
     columns = C
 {SPLIT.strip(chr(10))}
-    window = f32(KH * KW)
+    share = f32(1) / f32(KH * KW)
     zeros = local_f32({nr})
     fill_{tile.row}(zeros, f32(0))
     table_at = local_i64({mr})
@@ -279,7 +279,7 @@ def mean_pool_grad(epilogue: Epilogue, tile: Tile) -> Template:
                 at = table[m] + 4 * first_column if table[m] != 0 else zeros
                 move_{tile.row}(out + m * {4 * nr}, at)
             for e in range({mr * nr}):
-                sums[e] = sums[e] / window
+                sums[e] = sums[e] * share
 {finish_tile(12)}
 """
     return contraction("Gradient of a mean of windows.", arguments, epilogue, tile, body)
