@@ -26,7 +26,16 @@ import numpy as np
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.load import load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
-from lamina.runtime.cpu.threads import TIMER, WALKER, Call, Rounds, Table, Threads, available_cores
+from lamina.runtime.cpu.threads import (
+    SHARE,
+    TIMER,
+    WALKER,
+    Call,
+    Rounds,
+    Table,
+    Threads,
+    available_cores,
+)
 from lamina.runtime.memory import require_memory
 from lamina.runtime.program import THREADS, Program, evaluate
 
@@ -96,10 +105,10 @@ class Executor:
         self._cache = cache = Cache.open(folder)
         self.warning = cache.warning
         count = threads or available_cores()
-        walker, *self._kernels = load(
-            [WALKER, *(kernel.source for kernel in program.kernels)], cache
+        walker, share, *self._kernels = load(
+            [WALKER, SHARE, *(kernel.source for kernel in program.kernels)], cache
         )
-        self._threads = Threads(count, walker)
+        self._threads = Threads(count, walker, share)
         self._lock = threading.Lock()
         self._names = {kind: self._find(kind) for kind in ("input", "output", "param")}
         self._recent: tuple[tuple, _Ready] | None = None

@@ -22,7 +22,7 @@ Kernel texts import names from here, from `tiles` and from `winograd`, and nothi
     fetch_line(address), claim_line(address)    a cache line that will be read or written soon
     split(units, panels, tid, nthreads)         a thread's part of the work
     call_kernel(function, args, tid, nthreads)  call the kernel at an address
-    barrier, ticks                              for the table walker alone
+    barrier, watch, ticks                       for the table walker alone
 """
 
 from __future__ import annotations
@@ -588,6 +588,34 @@ def split(units, panels, tid, nthreads):
 
 
 # --- the table walker's needs ----------------------------------------------------------------
+
+
+@intrinsic
+def watch(_, counter, seen, looks):
+    """The int64 at `counter` as soon as it is not `seen`, or after so many looks whatever it is."""
+
+    def generate(context, builder, signature, args):
+        b = builder
+        counter, seen, looks = args
+        pointer = b.inttoptr(counter, I64.as_pointer())
+        left, value = cgutils.alloca_once(b, I64), cgutils.alloca_once(b, I64)
+        b.store(looks, left)
+        look, wait, done = (b.append_basic_block(name) for name in ("look", "wait", "done"))
+        b.branch(look)
+        b.position_at_end(look)
+        b.store(b.load_atomic(pointer, "acquire", 8), value)
+        remaining = b.load(left)
+        going = b.and_(b.icmp_signed("==", b.load(value), seen),
+                       b.icmp_signed(">", remaining, ir.Constant(I64, 0)))
+        b.cbranch(going, wait, done)
+        b.position_at_end(wait)
+        b.store(b.sub(remaining, ir.Constant(I64, 1)), left)
+        _pause(b)
+        b.branch(look)
+        b.position_at_end(done)
+        return b.load(value)
+
+    return types.int64(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic

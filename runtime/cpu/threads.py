@@ -10,9 +10,11 @@ the loop has run as often as it should. What changes from round to round are num
 own memory, among them the arguments of kernels in the loop: BEGIN copies some of them to others,
 END adds to some.
 
-Threads are plain daemon threads parked on a lock; a child made by fork starts its own. Linux
-likes to wake a thread on its waker's core, where the two would take turns at every barrier until
-the scheduler notices (milliseconds): a woken thread therefore leaves a core that is taken.
+Threads are plain daemon threads; a child made by fork starts its own. After a run they look for
+the next one for a while, in compiled code (waking a thread takes as long as a small network's run),
+and then park on a lock. Linux likes to wake a thread on its waker's core, where the two would take
+turns at every barrier until the scheduler notices (milliseconds): a woken thread therefore leaves a
+core that is taken.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import numpy as np
 
 SINGLE, BARRIER, BEGIN, END = 1, 2, 4, 8
 _SPINS = 1000  # looks, each with a pause, before a waiting thread yields: about 20 microseconds
+_LOOKS = 25_000  # for the next run, before a thread parks: about half a millisecond
+_FEW = 50  # of both, where there are fewer cores than threads
 
 # block: rows, count, counter address, spins, address of times, then for loops the address and the
 # length of the threads' memory. A loop's row: rounds, address of its list, flags, row to go to.
@@ -84,6 +88,37 @@ TIMER = (
             last = now
 """
 )
+
+# Numbers in the post that threads share, each group in cache lines of its own.
+NUMBER, DONE, TABLE, WALK, COUNT, GOAL, LOOKS, SEEN = 0, 8, 16, 17, 18, 19, 20, 24
+
+SHARE = f'''"""Gives a walk out from thread 0, while the others wait for one."""
+
+from lamina.runtime.cpu.simd import barrier, call_kernel, i64, i64ptr, watch
+
+
+def kernel(args, tid, nthreads):
+    post = i64ptr(args)
+    seen = {SEEN} + 8 * tid
+    if tid == 0:
+        goal = post[{GOAL}]
+        barrier(args, i64(0), i64(0))  # one more walk
+        if post[{COUNT}] == 0:
+            return
+        call_kernel(post[{WALK}], post[{TABLE}], tid, post[{COUNT}])
+        barrier(args + {8 * DONE}, goal, i64({_SPINS}))
+        return
+    while True:
+        number = watch(args, post[seen], post[{LOOKS}])
+        if number == post[seen]:
+            return
+        post[seen] = number
+        if post[{COUNT}] == 0:
+            return
+        goal = post[{GOAL}]
+        call_kernel(post[{WALK}], post[{TABLE}], tid, post[{COUNT}])
+        barrier(args + {8 * DONE}, goal, i64({_SPINS}))
+'''
 
 _LIBC = ctypes.CDLL(None)
 
@@ -214,65 +249,83 @@ def _joins(calls: Sequence[Call], loops: Sequence[Rounds], index: int) -> bool:
 
 
 class Threads:
-    """`count` threads, the caller's among them, that walk tables together."""
+    """`count` threads, the caller's among them, that walk tables together.
 
-    def __init__(self, count: int, walker: int):
+    `walker` and `share` are the addresses of WALKER and SHARE.
+    """
+
+    def __init__(self, count: int, walker: int, share: int):
         self.count = count
-        self._walk = _Entry(walker)
+        self._walker = walker
+        self._walk, self._share = _Entry(walker), _Entry(share)
         self._busy = threading.Lock()
         self._pid = -1
-        self._go: list[threading.Lock] = []
-        self._done: list[threading.Lock] = []
-        self._job = (0, 0)
         self._cores = _cores()
         self._taken: set[int] = set()
+        self._begin()
 
     def run(self, table: Table, timer: int = 0) -> None:
         """Walk the table, with `timer` (TIMER's address) timed; callers take turns."""
         address = table.block.ctypes.data
-        count = self.count if table.parallel else 1
         if self._pid != os.getpid():  # the first run, or a child after fork
             self._start()
         with self._busy:
-            if count == 1:
+            if self.count == 1 or not table.parallel:
                 (_Entry(timer) if timer else self._walk)(address, 0, 1)
                 return
+            enough = self.count <= (os.cpu_count() or 1)
             table.counter[0] = 0
-            table.block[3] = _SPINS if count <= (os.cpu_count() or 1) else 50
-            self._job = (address, count)
-            if self.count <= len(self._cores):
-                self._taken = {_LIBC.sched_getcpu()}
-            for lock in self._go:
-                lock.release()
-            try:
-                (_Entry(timer) if timer else self._walk)(address, 0, count)
-            finally:
-                self._join()
+            table.block[3] = _SPINS if enough else _FEW
+            self._give_out(address, timer or self._walker, self.count,
+                           _LOOKS if enough else _FEW)
+
+    def _begin(self) -> None:
+        """The post, before any walk."""
+        self._post = np.zeros(SEEN + 8 * self.count, np.int64)
+        self._number = 0  # of walks given out
+        self._turn = threading.Lock()  # held while a thread decides whether to park
+        self._parked: list[threading.Lock] = []
+        self._threads: list[threading.Thread] = []
 
     def _start(self) -> None:
         self._pid = os.getpid()
         self._busy = threading.Lock()
-        self._go = [threading.Lock() for _ in range(1, self.count)]
-        self._done = [threading.Lock() for _ in range(1, self.count)]
-        for index, (go, done) in enumerate(zip(self._go, self._done, strict=True)):
-            go.acquire()
-            done.acquire()
-            thread = threading.Thread(
-                target=self._serve, args=(index + 1, go, done), daemon=True, name="lamina"
-            )
+        self._begin()
+        for tid in range(1, self.count):
+            thread = threading.Thread(target=self._serve, args=(tid, self._post), daemon=True,
+                                      name="lamina")
+            self._threads.append(thread)
             thread.start()
 
-    def _serve(self, tid: int, go: threading.Lock, done: threading.Lock) -> None:
+    def _give_out(self, address: int, walker: int, count: int, looks: int) -> None:
+        """One walk for all threads, which ends when all have done it; with `count` 0 their end."""
+        post = self._post
+        post[TABLE], post[WALK], post[COUNT], post[LOOKS] = address, walker, count, looks
+        post[GOAL] += count
+        if self.count <= len(self._cores):
+            self._taken = {_LIBC.sched_getcpu()}
+        with self._turn:
+            self._number += 1
+            parked, self._parked = self._parked, []
+        for lock in parked:
+            lock.release()
+        self._share(post.ctypes.data, 0, self.count)
+
+    def _serve(self, tid: int, post: np.ndarray) -> None:
+        parking = threading.Lock()
+        parking.acquire()
         while True:
-            go.acquire()
-            address, count = self._job
-            if count == 0:
-                done.release()
+            self._share(post.ctypes.data, tid, self.count)
+            seen = post[SEEN + 8 * tid]
+            if seen and post[COUNT] == 0:
                 return
+            with self._turn:
+                if self._number != seen:  # another walk has been given out meanwhile
+                    continue
+                self._parked.append(parking)
+            parking.acquire()
             if self._taken:
                 self._settle()
-            self._walk(address, tid, count)
-            done.release()
 
     def _settle(self) -> None:
         """Move to a core of our own if another thread of this run is on the same one."""
@@ -286,26 +339,13 @@ class Threads:
             os.sched_setaffinity(0, self._cores)
         self._taken.add(core)
 
-    def _join(self) -> None:
-        """Wait for every thread, also when an interrupt arrives meanwhile."""
-        interrupt: BaseException | None = None
-        for lock in self._done:
-            while True:
-                try:
-                    lock.acquire()
-                    break
-                except BaseException as error:  # the table must be finished before we leave
-                    interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
     def close(self) -> None:
         """End the threads; a later run starts new ones."""
         if self._pid != os.getpid():
             return
         with self._busy:
-            self._job = (0, 0)
-            for lock in self._go:
-                lock.release()
             self._pid = -1
-            self._join()  # one that has not seen the end would take part in a later run
+            if self.count > 1:
+                self._give_out(0, self._walker, 0, 0)
+            for thread in self._threads:
+                thread.join()

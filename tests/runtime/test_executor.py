@@ -97,6 +97,28 @@ def test_a_closed_thread_takes_no_part_in_a_later_run(kernel_cache, monkeypatch)
         executor.close()
 
 
+@pytest.mark.parametrize("looks", [0, 1, 40, 25_000])
+def test_a_walk_given_out_while_a_thread_parks(looks, kernel_cache, monkeypatch):
+    """It looks for it, is about to park, or is parked: missed in any of these, the run hangs."""
+    monkeypatch.setattr(threads, "_LOOKS", looks)
+    monkeypatch.setattr(threads, "_FEW", looks)
+    executor = Executor(chain(5), 2, kernel_cache)
+    x = np.arange(64, dtype=np.float32)
+    for round in range(400):
+        np.testing.assert_array_equal(executor.run({"x": x})["y"], mirrored(x, 5))
+        time.sleep((round % 7) * 1e-5)
+    executor.close()
+
+
+def test_waiting_threads_soon_sleep(kernel_cache):
+    """A program that does something else after a run has the cores to itself."""
+    executor = Executor(chain(5), 2, kernel_cache)
+    executor.run({"x": np.arange(64, dtype=np.float32)})
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+
+
 def test_several_callers(kernel_cache):
     """Runs of one executor from several Python threads take turns."""
     executor = Executor(chain(21), 2, kernel_cache)
