@@ -19,7 +19,6 @@ from lamina.compiler.lower.kernels import (
     Values,
     epilogue_values,
     finish_of,
-    multiply,
     panels,
     publish,
     run,
@@ -29,6 +28,9 @@ from lamina.compiler.lower.templates import contract, detect, gather
 from lamina.compiler.lower.templates.text import Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.lower.windows import bare_mean_pool, mean_pool, pool
+from lamina.runtime.program import Size
+
+LEAST_ROWS = 4  # of a product, in the time that it takes
 
 
 def _contraction(low: Lowering, node: Node) -> None:
@@ -61,7 +63,11 @@ def _matmul(low: Lowering, finish: Finish) -> None:
     values = {"a": a, **where, "batch": batch, "M": rows, "N": columns, "K": depth,
               "a_batch": a.strides[0], "a_row": a.strides[1], "a_k": a.strides[2],
               **epilogue_values(finish)}
-    multiply(low, contract.gemm(finish.epilogue, tile), values, batch * rows * columns * depth)
+    # Few rows take as long as some more: what takes the time then is to read B.
+    least: Size = ("max", to_size(rows), LEAST_ROWS)
+    run(low, contract.gemm(finish.epilogue, tile), values,
+        ("//", ("*", least, to_size(batch * columns * depth)), 16),
+        macs=to_size(batch * rows * columns * depth))
 
 
 def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,

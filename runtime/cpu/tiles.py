@@ -5,6 +5,7 @@ Numba intrinsics that emit LLVM vector code. For widths of 4, 8 and 16 floats th
     tile_6x2_8(...) and its relatives           the tile, see `_tile`
     part_6x2_8(high, ...) and its relatives     the first `high` of its rows, see `_part`
     lanes_4x2_8(...) and its relatives          products of vectors, see `_tile`
+    across_8(...)                               products of a row by 8 columns, see `_across`
     turn_8(to, step, from, stride)              transpose 8 x 8 floats, see `_turner`
     move_2_8(to, from), fill_2_8(to, value)     copy or fill 2 vectors of 8 floats
 """
@@ -16,7 +17,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lamina.runtime.cpu.emit import F32, I32, I64, fused
+from lamina.runtime.cpu.emit import F32, I32, I64, declare, fused
+
+AHEAD = 128  # floats of a column that are fetched before they are needed
 
 
 class _Loop:
@@ -170,13 +173,104 @@ def _part(heights: tuple[int, ...], nv: int, width: int):
     return part
 
 
+def _across(width: int):
+    """across(a, b, step, columns, count, c, accumulate): one row by columns, all of them contiguous.
+
+    c[j] (+)= sum over k < count of a[k] * b[j * step + k] for j < `width`; those from `columns`
+    on are computed with the last column. `a`, `b` and `c` are addresses, `step` counts floats.
+    Blocks of columns are transposed in registers, so that sums run in the same order as in `_tile`.
+    """
+    vector = ir.VectorType(F32, width)
+
+    def generate(context, b, signature, args):
+        a, weights, step, columns, count, c, accumulate = args
+        a, weights = (b.inttoptr(at, F32.as_pointer()) for at in (a, weights))
+        last = b.sub(columns, ir.Constant(I64, 1))
+        numbers = [b.select(b.icmp_signed("<", last, ir.Constant(I64, j)), last,
+                            ir.Constant(I64, j)) for j in range(width)]
+        bases = [b.gep(weights, [b.mul(step, number)]) for number in numbers]
+        cell = cgutils.alloca_once(b, vector)
+        b.store(ir.Constant(vector, [0.0] * width), cell)
+
+        def add(at, column):
+            blank = ir.Constant(vector, ir.Undefined)
+            one = b.insert_element(blank, b.load(b.gep(a, [at])), ir.Constant(I32, 0))
+            mask = ir.Constant(ir.VectorType(I32, width), [0] * width)
+            b.store(fused(b.shuffle_vector(one, blank, mask), column, b.load(cell), b), cell)
+
+        def block(values):
+            rows = []
+            for base in bases:
+                place = b.gep(base, values)
+                rows.append(b.load(b.bitcast(place, vector.as_pointer())))
+                rows[-1].align = 4
+                _fetch(b, b.gep(place, [ir.Constant(I64, AHEAD)]))
+            for k, column in enumerate(_turned(b, rows)):
+                add(b.add(values[0], ir.Constant(I64, k)), column)
+
+        def rest(values):
+            column = ir.Constant(vector, ir.Undefined)
+            for j, base in enumerate(bases):
+                column = b.insert_element(column, b.load(b.gep(base, values)),
+                                          ir.Constant(I32, j))
+            add(values[0], column)
+
+        whole = b.sdiv(count, ir.Constant(I64, width))
+        _Loop(b, whole, [ir.Constant(I64, 0)]).run([ir.Constant(I64, width)], block)
+        done = b.mul(whole, ir.Constant(I64, width))
+        _Loop(b, b.sub(count, done), [done]).run([ir.Constant(I64, 1)], rest)
+        place = b.inttoptr(c, vector.as_pointer())
+        with b.if_then(accumulate):
+            value = b.load(place)
+            value.align = 4
+            b.store(b.fadd(value, b.load(cell)), cell)
+        b.store(b.load(cell), place).align = 4
+        return context.get_dummy_value()
+
+    @intrinsic
+    def across(_, a, b, step, columns, count, c, accumulate):
+        return types.void(*[types.int64] * 6, types.boolean), generate
+
+    return across
+
+
+def _fetch(b: ir.IRBuilder, place: ir.Value) -> None:
+    """Bring what will be read soon into the second-level cache."""
+    byte = ir.IntType(8).as_pointer()
+    call = declare(b, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0i8")
+    b.call(call, [b.bitcast(place, byte), *(ir.Constant(I32, n) for n in (0, 2, 1))])
+
+
+def _turned(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """The columns of as many rows as they are wide.
+
+    In each round rows that are 1, 2, 4 ... apart exchange halves of blocks of that size.
+    """
+    rows, width, apart = list(rows), len(rows), 1
+    while apart < width:
+        for r in (r for r in range(width) if not r & apart):
+            low, high = ([lane if not lane & apart else lane - apart + width
+                          for lane in range(width)],
+                         [lane + apart if not lane & apart else lane + width
+                          for lane in range(width)])
+            pair = rows[r], rows[r + apart]
+            for target, lanes in ((r, low), (r + apart, high)):
+                mask = ir.Constant(ir.VectorType(I32, width), lanes)
+                rows[target] = b.shuffle_vector(*pair, mask)
+        apart *= 2
+    return rows
+
+
 # Rows x vectors for each width; 16-wide hosts have 32 registers, the others are taken to have 16.
 tile_6x2_4, tile_8x1_4 = _tile(6, 2, 4, False), _tile(8, 1, 4, False)
 tile_6x2_8, tile_8x1_8 = _tile(6, 2, 8, False), _tile(8, 1, 8, False)
 tile_14x2_16, tile_16x1_16 = _tile(14, 2, 16, False), _tile(16, 1, 16, False)
+tile_1x1_4, tile_1x1_8, tile_1x1_16 = (_tile(1, 1, width, False) for width in (4, 8, 16))
+tile_1x2_4, tile_1x2_8, tile_1x2_16 = (_tile(1, 2, width, False) for width in (4, 8, 16))
 part_6x2_4, part_8x1_4 = _part((6, 4), 2, 4), _part((8, 4), 1, 4)
 part_6x2_8, part_8x1_8 = _part((6, 4), 2, 8), _part((8, 4), 1, 8)
 part_14x2_16, part_16x1_16 = _part((14, 11, 8, 4), 2, 16), _part((16, 8, 4), 1, 16)
+across_4, across_8, across_16 = (_across(width) for width in (4, 8, 16))
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
 lanes_8x1_4, lanes_8x1_8, lanes_8x1_16 = (_tile(8, 1, width, True) for width in (4, 8, 16))
 
@@ -204,8 +298,7 @@ def _mover(nv: int, width: int):
 def _turner(width: int):
     """turn(to, step, from, stride): a block of width x width floats, rows become columns.
 
-    Row r lies at `from` + r * `stride` bytes, column c goes to `to` + c * `step`. In each round
-    rows that are 1, 2, 4 ... apart exchange halves of blocks of that size.
+    Row r lies at `from` + r * `stride` bytes, column c goes to `to` + c * `step`.
     """
     vector = ir.VectorType(F32, width)
 
@@ -221,19 +314,7 @@ def _turner(width: int):
             rows = [builder.load(place(source, stride, r)) for r in range(width)]
             for row in rows:
                 row.align = 4
-            apart = 1
-            while apart < width:
-                for r in (r for r in range(width) if not r & apart):
-                    low, high = ([lane if not lane & apart else lane - apart + width
-                                  for lane in range(width)],
-                                 [lane + apart if not lane & apart else lane + width
-                                  for lane in range(width)])
-                    pair = rows[r], rows[r + apart]
-                    for target, lanes in ((r, low), (r + apart, high)):
-                        mask = ir.Constant(ir.VectorType(I32, width), lanes)
-                        rows[target] = builder.shuffle_vector(*pair, mask)
-                apart *= 2
-            for c, row in enumerate(rows):
+            for c, row in enumerate(_turned(builder, rows)):
                 builder.store(row, place(to, step, c)).align = 4
             return context.get_dummy_value()
 

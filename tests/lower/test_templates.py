@@ -129,6 +129,26 @@ def test_a_row_has_the_same_bits_however_many_there_are(tile, kernel_cache):
         assert product(tile, a[:m], b, kernel_cache).tobytes() == whole[:m].tobytes(), m
 
 
+@pytest.mark.parametrize("tile", [make(width) for width in sorted({4, 8, WIDTH})
+                                  for make in (text.wide_tile, text.narrow_tile)],
+                         ids=lambda t: t.name)
+@pytest.mark.parametrize("n,k", [(1, 1), (5, 15), (16, 16), (33, 300), (70, 257), (3, 0)])
+def test_few_rows_have_the_same_bits_wherever_b_lies(n, k, tile, kernel_cache):
+    """Up to three rows read B where it lies, by rows or by columns: no other sum than packed."""
+    rng = np.random.default_rng(n)
+    a, b = noise(rng, 4, k), noise(rng, k, n)
+    for m in range(1, 5):
+        expected = product(tile, a[:m], b, kernel_cache)
+        for stored, row, column in ((b, n, 1), (np.ascontiguousarray(b.T), 1, k)):
+            calls = [(contract.gemm(STORE, tile),
+                      {"a": "a", "b": "b", "y0": "c", "batch": 1, "M": m, "N": n, "K": k,
+                       "a_batch": 0, "a_row": k, "a_k": 1, "b_batch": 0,
+                       "b_panel": tile.nr * column, "b_k": row, "b_column": column})]
+            out = same_on_threads(calls, {"a": a[:m], "b": stored}, {"c": ("f32", (m, n))},
+                                  kernel_cache)
+            assert out["c"].tobytes() == expected.tobytes(), (m, row)
+
+
 @pytest.mark.parametrize("m,n,k", [(7, 17, 3), (20, 90, 33), (151, 270, 330), (1, 5, 1)])
 def test_gemm_transposed_batched_row_major(m, n, k, kernel_cache):
     """A given transposed (packed by columns inside), B unpacked, a batch of products."""

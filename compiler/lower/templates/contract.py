@@ -28,6 +28,7 @@ BLOCK_TILES = 16  # tiles of rows that read one panel of B
 KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
 UNPACKED = 256  # rows of B farther apart are gathered, to spare the TLB
 PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
+FEW = 3  # rows of A that are multiplied with each column of B where that lies
 PANELS_PER_BLOCK = 16  # panels whose partial sums wait in scratch while the sum goes on
 
 
@@ -130,6 +131,30 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * high)) * N
 {finish_start(arguments)}
     u = u_lo
+    if M <= {FEW} and a_k == 1 and (b_k == 1 or b_column == 1):
+        # So few rows make it a matter of reading B as it lies, whose columns may be runs of floats.
+        for item in range(u_lo, u_hi):
+            out = sums
+            first_row = item * M
+            valid = M
+            for p in range(p_lo, p_hi):
+                width = min(i64({nr}), N - p * {nr})
+                first_column = p * {nr}
+                panel = b + 4 * (item * b_batch + p * b_panel)
+                for k in range(0, max(i64(1), K), {KC}):
+                    length = min(i64({KC}), K - k)
+                    for m in range(M):
+                        rows[0] = a + 4 * (item * a_batch + m * a_row + k)
+                        to = sums + {4 * nr} * m
+                        if b_column == 1:
+                            {tile.single}(rows_at, i64(1), i64(1), length, i64(0), i64(0), i64(1),
+                                panel + 4 * k * b_k, i64(0), i64(0), b_k, to, i64({nr}), k > 0)
+                        else:
+                            for j in range(0, width, {tile.width}):
+                                across_{tile.width}(rows[0], panel + 4 * (j * b_column + k),
+                                    b_column, width - j, length, to + 4 * j, k > 0)
+{finish_tile(16)}
+        u = u_hi
     while u < u_hi:
         item = u // tiles
         t0 = u % tiles

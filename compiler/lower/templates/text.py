@@ -23,11 +23,13 @@ NAMES = {
         "sqrt", "tanh", "ticks", "u8", "u8mem", "u8ptr",
     ),
     "tiles": (
+        "across_16", "across_4", "across_8",
         "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8", "lanes_4x2_16",
         "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
         "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
         "part_14x2_16", "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8",
-        "tile_14x2_16", "tile_16x1_16", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8",
+        "tile_14x2_16", "tile_16x1_16", "tile_1x1_16", "tile_1x1_4", "tile_1x1_8", "tile_1x2_16",
+        "tile_1x2_4", "tile_1x2_8", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8",
         "turn_16", "turn_4", "turn_8",
     ),
     "winograd": (
@@ -124,6 +126,11 @@ class Tile:
     def part(self) -> str:
         """The name of the intrinsic that computes its first rows only."""
         return f"part_{self.mr}x{self.nv}_{self.width}"
+
+    @property
+    def single(self) -> str:
+        """The name of the intrinsic that computes one row."""
+        return f"tile_1x{self.nv}_{self.width}"
 
     @property
     def row(self) -> str:
