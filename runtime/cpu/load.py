@@ -142,6 +142,6 @@ def _start(share: list[tuple[str, str]], folder: Path):
     command = [sys.executable, "-m", "lamina.runtime.cpu.build", str(folder)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, process_group=0,
+        text=True, process_group=0, env={**os.environ, "NUMBA_OPT": host.EFFORT},
     )
     return process, json.dumps(share)
