@@ -251,6 +251,25 @@ def select_same(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
     return _fit(xs[1], node) if xs[1].value == xs[2].value else None
 
 
+def mask_of_winners(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
+    """What of the gradient of a max pool lies where its operand is above a number.
+
+    It lies where the window's largest element came from: that decides, and the operand, which is
+    larger than the result, need not be kept for it.
+    """
+    above, pool = _producer(xs[0], "greater"), _producer(xs[1], "max_pool2d_grad")
+    if above is None or pool is None or _constant(xs[2]) != 0 or \
+            above.inputs[0] != pool.inputs[0]:
+        return None
+    operand, gradient = (_operand(xs[1], pool, index) for index in (0, 1))
+    bound = _constant(_operand(xs[0], above, 1))
+    if bound is None:
+        return None
+    largest = m.max_pool2d(operand, **pool.attributes)
+    return m.max_pool2d_grad(operand, m.select(m.greater(largest, bound), gradient, 0.0),
+                             **pool.attributes)
+
+
 def reverse_nothing(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
     """Reversal of axes of size 1."""
     return xs[0] if all(xs[0].shape[axis] == 1 for axis in node.attributes["axes"]) else None
@@ -261,7 +280,8 @@ ELEMENTWISE = ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "select"
                "greater_equal", "equal", "not_equal")
 RULES: dict[str, tuple[Rule, ...]] = {
     "add": (add_zero, add_parts), "sub": (subtract_zero,), "mul": (multiply_one,),
-    "div": (divide_one,), "neg": (negate_twice,), "select": (select_same,), "cast": (same_dtype,),
+    "div": (divide_one,), "neg": (negate_twice,), "select": (select_same, mask_of_winners),
+    "cast": (same_dtype,),
     "reshape": (same_shape, reshape_twice, reshape_of_broadcast_scalar),
     "broadcast_to": (same_shape, broadcast_twice),
     "transpose": (identity_transpose, transpose_twice, transpose_of_ones, transpose_of_product,

@@ -174,7 +174,7 @@ def _part(heights: tuple[int, ...], nv: int, width: int):
 
 
 def _across(width: int):
-    """across(a, b, step, columns, count, c, accumulate): one row by columns, all of them contiguous.
+    """across(a, b, step, columns, count, c, accumulate): one row by columns, all contiguous.
 
     c[j] (+)= sum over k < count of a[k] * b[j * step + k] for j < `width`; those from `columns`
     on are computed with the last column. `a`, `b` and `c` are addresses, `step` counts floats.

@@ -27,9 +27,10 @@ def make(task: Task) -> Ready:
     if runner.warning:  # then the cache is not the one whose times are told
         raise RuntimeError(runner.warning)
     weights = load_file(task.folder / models.WEIGHTS)
-    still = {key: np.zeros(graph.type(graph.params[key]).shape, np.float32)
-             for key in state_keys(graph)}
-    runner.set_params({**{key: weights[key] for key in graph.params if key in weights}, **still})
+    runner.set_params({key: weights[key] for key in graph.params if key in weights})
+    del weights  # before the optimizer's state takes as much again
+    runner.set_params({key: np.zeros(graph.type(graph.params[key]).shape, np.float32)
+                       for key in state_keys(graph)})
     inputs, label = models.load_inputs(task.folder, task.batch)
     if task.mode == "train":
         assert label is not None

@@ -5,6 +5,7 @@ on: 2e-7 of the largest entry.
 """
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lamina.compiler.ir.text import format_graph, parse_graph
 from lamina.compiler.ops import OPS
 from lamina.compiler.reference import evaluate
 from lamina.compiler.transform.pipeline import PASSES, run_passes
+from lamina.compiler.transform.simplify import simplify
 from lamina.tests.lower.programs import assert_close, run_program
 from lamina.tests.transform.networks import lenet_step, random_graph, values_for
 
@@ -76,3 +78,20 @@ def test_printed_stages_read_back(stage):
     again = parse_graph(text, OPS)
     assert again == stage.graph
     assert format_graph(again) == text
+
+
+def test_masks_move_before_max_pools_for_any_numbers(kernel_cache):
+    """Ties, windows without a positive element, elements that win twice, and NaN."""
+    case = Path(__file__).parents[1] / "passes" / "simplify" / "mask_of_winners.ir"
+    graph = parse_graph(case.read_text().partition("---\n")[0], OPS)
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 3, (6, 4, 8, 8)).astype(np.float32)
+    x[0, 0, :, :3], x[1, 1, 4, 4], x[2, 2, 0, 0] = -1, np.nan, np.inf
+    inputs = {"x": x, "dy": rng.standard_normal((6, 4, 3, 3)).astype(np.float32)}
+    simple = simplify(graph)
+    assert len(simple.nodes) > len(graph.nodes)
+    expected, found = evaluate(graph, inputs, {}), evaluate(simple, inputs, {})
+    compiled, _ = run_program(graph, inputs, {}, kernel_cache)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_allclose(compiled[name], expected[name], rtol=1e-6)
