@@ -21,7 +21,7 @@ from lamina.compiler.transform.training import UPDATE
 ANCHORS = ("matmul", "conv2d", "avg_pool2d", "avg_pool2d_grad")  # elementwise work may follow
 CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "less_equal",
          "greater", "greater_equal", "equal", "not_equal", "cast")  # rather repeated than stored
-VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
+VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to", "again")  # may move nothing
 MAX_NODES = 48
 MAX_OPERANDS = 20
 
