@@ -17,7 +17,7 @@ from lamina.compiler.transform.recompute import (
     recompute,
 )
 from lamina.runtime.cpu.plan import make_plan, total_macs
-from lamina.runtime.program import AGAIN, BACKWARD, FORWARD, THREADS
+from lamina.runtime.program import AGAIN, BACKWARD, FORWARD, THREADS, UPDATING
 from lamina.tests.transform.networks import lenet_step, values_for
 
 NETS = """
@@ -92,7 +92,7 @@ recipe r for {model} {{
   data train = mnist("train")
   target label: i32[B]
   loss      = {loss}
-  optimizer = sgd(lr=0.05, momentum=0.9)
+  optimizer = {optimizer}
   batch     = 4
   epochs    = 1
 }}
@@ -100,9 +100,10 @@ recipe r for {model} {{
 SIZES = {"B": 5, "T": 7}
 
 
-def step_of(model, every=None, loss=LABELLED):
-    """The training step of a model."""
-    training = lamina.loads(NETS + RECIPE.format(model=model, loss=loss)).recipe("r")
+def step_of(model, every=None, loss=LABELLED, optimizer="sgd(lr=0.05, momentum=0.9)"):
+    """The training step of a model, and its initial parameters."""
+    recipe = RECIPE.format(model=model, loss=loss, optimizer=optimizer)
+    training = lamina.loads(NETS + recipe).recipe("r")
     return training.step(0, every), training.initial()
 
 
@@ -261,6 +262,22 @@ def test_layers_are_computed_again_just_before_they_are_read(model):
     assert program.steps[parts.index(AGAIN)].layer != program.steps[0].layer
     last = len(parts) - 1 - parts[::-1].index(AGAIN)
     assert BACKWARD in parts[last:]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd(lr=0.05)", "adam(lr=0.01)", "adamw(lr=0.01)"])
+def test_updates_come_as_soon_as_they_can(optimizer):
+    """What waits for its update keeps the activation that its gradient is made of.
+
+    Adam's scalars, which come of the step's number, must not hold all of them back.
+    """
+    program, _ = planned(step_of("Plain", 2, optimizer=optimizer)[0])
+    layers = [step.layer for step in program.steps]
+    parts = [step.part for step in program.steps]
+    last = {layer: index for index, (layer, part) in enumerate(zip(layers, parts, strict=True))
+            if part == BACKWARD}
+    assert last["body.7.l"] < layers.index("body.0.l", parts.index(BACKWARD))
+    assert FORWARD not in parts[parts.index(BACKWARD):]
+    assert UPDATING not in parts[:parts.index(BACKWARD)]
 
 
 def test_a_deep_chain_takes_the_root_of_its_memory():
