@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import wraps
@@ -70,7 +70,8 @@ def guarded(command: Callable) -> Callable:
         except MemoryError as error:
             run = "arena" in str(error)  # a plan says so; else it is the weights themselves
             option = "--batch 16" if "batch" in kwargs else "-o batch=16"
-            console.print_error(f"out of memory: {error}", f"use a smaller batch: {option}"
+            console.print_error(f"out of memory: {error}",
+                                f"use a smaller batch: {option}{_or_keep_less(kwargs)}"
                                 if run else "the weights alone are too large for this machine: "
                                 "`lamina shapes` shows where they are")
         except BrokenPipeError:
@@ -84,6 +85,14 @@ def guarded(command: Callable) -> Callable:
         sys.exit(1)
 
     return run
+
+
+def _or_keep_less(given: Mapping[str, Any]) -> str:
+    """The other way out of a training step that is too large; `given` are a verb's arguments."""
+    trains = "resume" in given or given.get("for_training") or given.get("mode") == "train"
+    if not trains or given["every"] is not None:
+        return ""
+    return f", or keep less for the gradient: --checkpoint-every {AUTO}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -223,7 +232,7 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     training = _training(file, overrides)
     folder = out or _run_folder(training, resume)
     options = _options(target, threads, every)
-    if every is not None:
+    if every is not None and not as_json:
         click.echo(f"note: --checkpoint-every {every}: what is not kept is computed again",
                    err=True)
     view = views.Silent() if as_json else \
