@@ -238,7 +238,7 @@ primitive("concat", "view", infer=_infer_concat, arity=(1, -1), attrs={"axis": 0
 
 
 primitive("again", "view", infer=lambda x: x, public=False, ragged=each,
-          numpy=lambda x: x, vjp=lambda m, ct, y, x: (ct,), torch="a",
+          numpy=lambda x: x, vjp=lambda m, ct, y, x: (ct,),
           samples=("x:[3,4]", "x:i32[17]", "x:[]", "x:[0,3]"),
           doc="The operand itself. What is made of it is never shared with what is made of the "
               "operand: it is computed again.")
