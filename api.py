@@ -45,11 +45,12 @@ from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
 from lamina.compiler.ops.losses import ERRORS
-from lamina.compiler.options import TARGETS, Options, from_environment
+from lamina.compiler.options import TARGETS, Every, Options, check_every, from_environment
 from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
 from lamina.compiler.transform.pipeline import Stage, optional, run_passes
+from lamina.compiler.transform.recompute import recompute
 from lamina.compiler.transform.training import Rule, trainable, training_step
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
@@ -243,15 +244,18 @@ class Net:
         return Decoding(self._decoding, _options(target, threads))
 
     def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
-                       train: bool = True) -> Gradient:
+                       train: bool = True, checkpoint_every: Every = None) -> Gradient:
         """A function that gives the loss and its gradient by every trained parameter.
 
         `loss` is an expression over outputs and targets: "cross_entropy(logits, label)". It is
         called with weights, inputs and targets: `grad(weights, image=x, label=y)`.
+        `checkpoint_every` N keeps the result of every N-th layer and computes the rest again:
+        less memory for up to a forward pass more work. Raises ValueError for a bad number.
         """
+        check_every(checkpoint_every)
         made = self.build(train, Objective(parse_expression(loss)))
         wrt = {key: made.graph.params[key] for key in trainable(made.graph)}
-        graph = add_gradients(made.graph, "loss", wrt)
+        graph = recompute(add_gradients(made.graph, "loss", wrt), checkpoint_every)
         limits = index_limits(made.graph)  # differentiation takes the losses apart
         return Gradient(graph, tuple(wrt), limits, _options(target, threads))
 
@@ -444,12 +448,13 @@ class Training:
         """The evaluation graph: model, loss and metrics with dropout off."""
         return self.net.build(False, self.recipe.objective)
 
-    def step(self, phase: int) -> Graph:
-        """The training step of a phase."""
+    def step(self, phase: int, checkpoint_every: Every = None) -> Graph:
+        """The training step of a phase; `checkpoint_every` as in `value_and_grad`."""
         chosen = self.recipe.phases[phase]
         settings = {name: value for name, value in chosen.optimizer.kwargs if name != "lr"}
         rule = Rule(chosen.optimizer.name, settings, self.recipe.clip)
-        return training_step(self.forward.graph, rule, self.frozen(phase))
+        step = training_step(self.forward.graph, rule, self.frozen(phase))
+        return recompute(step, checkpoint_every)
 
     def frozen(self, phase: int) -> set[str]:
         """The keys that a phase does not train. Raises CompileError for a pattern of nothing."""

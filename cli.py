@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import wraps
@@ -18,7 +18,7 @@ import click
 
 from lamina.commands import console
 from lamina.compiler.errors import CODES, CompileError, suggest
-from lamina.compiler.options import TARGETS, Options, from_environment, wants_color
+from lamina.compiler.options import AUTO, TARGETS, Every, Options, from_environment, wants_color
 from lamina.runtime.errors import Failure
 
 MAX_LISTED = 30  # candidates that a message lists
@@ -41,6 +41,21 @@ PENALTY = click.option("--penalty", type=click.FloatRange(0),
 WEIGHTS = click.option("--weights", type=click.Path(), required=True, help=A_RUN)
 
 
+def _layers(context: click.Context, parameter: click.Parameter, text: str | None) -> Every:
+    """What --checkpoint-every asks for."""
+    if text is None or text == AUTO:
+        return text
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise click.BadParameter(f"{text!r} is neither a whole number from 1 nor {AUTO}")
+    return int(text)
+
+
+CHECKPOINT = click.option(
+    "--checkpoint-every", "every", metavar="N", callback=_layers,
+    help="In training keep every N-th layer's result for the gradient and compute the others "
+         "again: less memory, up to a forward pass more time. auto: the root of their number.")
+
+
 def guarded(command: Callable) -> Callable:
     """A user's mistake is a message and exit code 1, never a traceback."""
 
@@ -55,7 +70,8 @@ def guarded(command: Callable) -> Callable:
         except MemoryError as error:
             run = "arena" in str(error)  # a plan says so; else it is the weights themselves
             option = "--batch 16" if "batch" in kwargs else "-o batch=16"
-            console.print_error(f"out of memory: {error}", f"use a smaller batch: {option}"
+            console.print_error(f"out of memory: {error}",
+                                f"use a smaller batch: {option}{_or_keep_less(kwargs)}"
                                 if run else "the weights alone are too large for this machine: "
                                 "`lamina shapes` shows where they are")
         except BrokenPipeError:
@@ -69,6 +85,14 @@ def guarded(command: Callable) -> Callable:
         sys.exit(1)
 
     return run
+
+
+def _or_keep_less(given: Mapping[str, Any]) -> str:
+    """The other way out of a training step that is too large; `given` are a verb's arguments."""
+    trains = "resume" in given or given.get("for_training") or given.get("mode") == "train"
+    if not trains or given["every"] is not None:
+        return ""
+    return f", or keep less for the gradient: --checkpoint-every {AUTO}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -196,17 +220,21 @@ def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[st
 @THREADS
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@CHECKPOINT
 @JSON
 @guarded
 def train(file: str, overrides: tuple[str, ...], target: str, threads: int | None,
-          out: Path | None, resume: bool, as_json: bool) -> None:
+          out: Path | None, resume: bool, every: Every, as_json: bool) -> None:
     """Train a recipe; checkpoints and a log go to the run's folder."""
     from lamina.commands import views
     from lamina.commands.training import run_training
 
     training = _training(file, overrides)
     folder = out or _run_folder(training, resume)
-    options = _options(target, threads)
+    options = _options(target, threads, every)
+    if every is not None and not as_json:
+        click.echo(f"note: --checkpoint-every {every}: what is not kept is computed again",
+                   err=True)
     view = views.Silent() if as_json else \
         views.TrainingView(training.net.summary(), training.errors)
     try:
@@ -215,7 +243,7 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
         view.close()
     figures = {"folder": str(folder), "kept": str(result.kept), "step": result.state.step,
                "best": result.state.best, "best_epoch": result.state.best_epoch,
-               "train": result.train, "valid": result.valid}
+               "train": result.train, "valid": result.valid, "checkpoint_every": every}
     if as_json:
         console.print_json(figures)
     else:
@@ -352,6 +380,7 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
 @click.option("--train", "for_training", is_flag=True, help="The training step.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="The batch of the memory plan, and of kernels --why.")
+@CHECKPOINT
 @click.option("--why", "why", is_flag=True,
               help="For kernels: the algorithm of each product and convolution, what it takes, and "
                    "why this one. For fused: what was not fused, and why.")
@@ -360,10 +389,12 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
 @click.option("--all", "everything", is_flag=True, help="For memory: small buffers too.")
 @guarded
 def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: str,
-         for_training: bool, batch: int, why: bool, rate: int | None, everything: bool) -> None:
+         for_training: bool, batch: int, every: Every, why: bool, rate: int | None,
+         everything: bool) -> None:
     """One stage of the compilation as text.
 
-    memory: what sets the peak, what is kept for the backward pass, and every buffer's lifetime.
+    memory: what sets the peak, what is kept for the backward pass or computed again, and every
+    buffer's lifetime.
     Passes that LAMINA_SKIP names are left out, as in a run.
     """
     from lamina.commands import choices, memory, showing
@@ -375,7 +406,8 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     if stage not in known:
         _fail(f"no stage is named `{stage}`", stage, known)
     skip = _left_out(showing.pass_of(stage))
-    net, step = _runnable(file, overrides, sizes, for_training or stage == "backward")
+    training = for_training or stage == "backward"
+    net, step = _runnable(file, overrides, sizes, training, every, "--train")
     graph = net.graph if step is None else step
     if stage == "memory":
         click.echo(memory.show_memory(net.graph, graph, batch, everything, skip))
@@ -458,17 +490,19 @@ def clear(as_json: bool) -> None:
 @click.option("--mode", type=click.Choice(["train", "infer"]), default="infer", show_default=True)
 @click.option("--batch", type=click.IntRange(1), help="Default: that of --input, or 64.")
 @click.option("--steps", type=click.IntRange(1), default=50, show_default=True)
+@CHECKPOINT
 @TARGET
 @THREADS
 @JSON
 @guarded
 def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: str,
-          batch: int | None, steps: int, target: str, threads: int | None, as_json: bool) -> None:
+          batch: int | None, steps: int, every: Every, target: str, threads: int | None,
+          as_json: bool) -> None:
     """Measure a training step or inference, beside the machine's matrix-product rate."""
     from lamina.commands.bench import bench as measure
 
-    net, graph = _runnable(file, overrides, sizes, mode == "train")
-    found = measure(net, graph, mode, batch, steps, _options(target, threads))
+    net, graph = _runnable(file, overrides, sizes, mode == "train", every, "--mode train")
+    found = measure(net, graph, mode, batch, steps, _options(target, threads, every))
     console.print_json(found) if as_json else console.print_pairs(found)
 
 
@@ -486,13 +520,14 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
               show_default=True, help="The longest first, or in the order in which they run.")
 @click.option("--top", type=click.IntRange(1), metavar="N",
               help="Show the N longest; the others are one row.")
+@CHECKPOINT
 @TARGET
 @THREADS
 @JSON
 @guarded
 def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool,
             batch: int | None, rounds: int | None, by: str, order: str, top: int | None,
-            target: str, threads: int | None, as_json: bool) -> None:
+            every: Every, target: str, threads: int | None, as_json: bool) -> None:
     """Measure where the time of a run goes, by layer, by kernel or step by step.
 
     For each the time, the multiply-accumulates (MACs) that its kernels do, its rate and what share
@@ -500,8 +535,8 @@ def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_t
     """
     from lamina.commands import profiling, views
 
-    net, graph = _runnable(file, overrides, sizes, for_training)
-    found = profiling.measure(net, graph, batch, rounds, _options(target, threads))
+    net, graph = _runnable(file, overrides, sizes, for_training, every, "--train")
+    found = profiling.measure(net, graph, batch, rounds, _options(target, threads, every))
     if as_json:
         console.print_json(profiling.profile_json(found, order))
     else:
@@ -645,14 +680,15 @@ def gradflow(file: str, weights: str | None, batches: int, out: Path | None,
 # --- arguments ----------------------------------------------------------------------------------
 
 
-def _options(target: str, threads: int | None) -> Options:
+def _options(target: str, threads: int | None, every: Every = None) -> Options:
     from lamina.commands.facts import open_cache
 
     options = from_environment()
     warning = open_cache(options).warning if target == "cpu" else ""
     if warning:
         click.echo(f"warning: {warning}", err=True)
-    return replace(options, target=target, threads=threads or options.threads)
+    return replace(options, target=target, threads=threads or options.threads,
+                   checkpoint_every=every)
 
 
 def _left_out(name: str = "") -> frozenset[str]:
@@ -703,13 +739,16 @@ def _trained(file: str, overrides: tuple[str, ...]) -> tuple[Any, Any]:
     return select_trained(*_split(file), _pairs(overrides))
 
 
-def _runnable(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool
-              ) -> tuple[Any, Any]:
-    """A model, and its training step if that is what runs."""
+def _runnable(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool,
+              every: Every, option: str) -> tuple[Any, Any]:
+    """A model, and its training step if that is what runs, as `option` asks for."""
     from lamina.commands.selection import select_training
 
     if for_training:
-        return select_training(*_split(file), _pairs(overrides), _pairs(sizes))
+        return select_training(*_split(file), _pairs(overrides), _pairs(sizes), every)
+    if every is not None:
+        raise click.UsageError("--checkpoint-every is for training steps, as only gradients need "
+                               f"what is kept: add {option}, or leave it out")
     return _net(file, overrides, sizes), None
 
 

@@ -16,7 +16,8 @@ from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import product, substitute, symbols_of
 from lamina.compiler.ops.define import GraphMath
-from lamina.compiler.options import Options
+from lamina.compiler.options import Every, Options
+from lamina.compiler.transform.recompute import recompute
 from lamina.compiler.transform.training import Rule, training_step
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.memory import require_memory
@@ -54,6 +55,7 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
         "model": net.definition.name, "target": options.target, "mode": mode, "batch": batch,
         "input": sizes_text(forward, batch), "threads": getattr(runner, "threads", 1),
         "left_out": " ".join(sorted(options.skip)) or None,
+        "checkpoint_every": options.checkpoint_every,
         "median_s": median, "min_s": least, "compile_s": compiled, "start_s": started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
         "arena_mb": _arena(runner, program, batch), "gflops": float(flops) / median / 1e9,
@@ -74,11 +76,12 @@ def choose_batch(graph: Graph, asked: int | None) -> int:
     return fixed
 
 
-def plain_training_step(net: Net) -> Graph:
+def plain_training_step(net: Net, checkpoint_every: Every = None) -> Graph:
     """A training step for a model without a recipe: cross-entropy of its first output, SGD."""
     from_output = next(iter(net.outputs))
     loss = parse_expression(f"cross_entropy({from_output}, label)")
-    return training_step(net.build(True, Objective(loss)).graph, Rule("sgd", {"momentum": 0.9}))
+    step = training_step(net.build(True, Objective(loss)).graph, Rule("sgd", {"momentum": 0.9}))
+    return recompute(step, checkpoint_every)
 
 
 def require_room(runner: Runner, graph: Graph, batch: int) -> None:

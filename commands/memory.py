@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
@@ -15,10 +15,11 @@ from lamina.compiler.ir.types import substitute
 from lamina.compiler.lower.core import PARTIAL
 from lamina.compiler.lower.program import lower
 from lamina.compiler.transform.pipeline import run_passes
+from lamina.compiler.transform.recompute import computed_again, is_layer
 from lamina.compiler.transform.training import STATE
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.cpu.plan import GUARD, Plan, aligned, make_plan, nbytes
-from lamina.runtime.program import BACKWARD, FORWARD, THREADS, UPDATING, Program, layer_of
+from lamina.runtime.program import AGAIN, BACKWARD, FORWARD, THREADS, UPDATING, Program, layer_of
 
 BAR = 40  # characters of the lifetime chart
 WIDTH = 100  # of sentences
@@ -28,9 +29,11 @@ WORTH = 1000  # what it is made of is told down to this part of it
 HELPERS = {PARTIAL: PARTIAL, "scratch": "scratch", "packed weights": "packed weights",
            "packed operand": "packed operand", "transformed weights": "packed weights",
            "copy": "copy", "padded copy": "padded copy", "winners": "places of the largest"}
-_KEPT_FOR = {(FORWARD, BACKWARD): "gradient", (FORWARD, UPDATING): "gradient",
-             (BACKWARD, UPDATING): "update"}  # by the parts that write first and read last
-RESULTS = {FORWARD: "activation", BACKWARD: "gradient", UPDATING: "new value"}
+# By the parts that write first and read last.
+_KEPT_FOR = {(FORWARD, AGAIN): "gradient", (FORWARD, BACKWARD): "gradient",
+             (FORWARD, UPDATING): "gradient", (BACKWARD, UPDATING): "update"}
+RESULTS = {FORWARD: "activation", AGAIN: "activation, computed again", BACKWARD: "gradient",
+           UPDATING: "new value"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +151,26 @@ def show_memory(forward: Graph, whole: Graph, batch: int, everything: bool = Fal
     plan = make_plan(program, {**sizes, THREADS: 1})
     asked = substitute(sum(result_bytes(forward).values(), start=0),
                        {**example_sizes(forward, batch), **sizes})
+    again = [node.path or node.op.name for node in computed_again(whole) if is_layer(node)]
     return memory_text(program, plan, sizes, origins(final),
-                       asked if isinstance(asked, int) else 0, everything)
+                       asked if isinstance(asked, int) else 0, everything, again)
 
 
 def memory_text(program: Program, plan: Plan, sizes: Mapping[str, int],
-                files: Mapping[tuple[str, int], str], results: int, everything: bool = False
-                ) -> str:
+                files: Mapping[tuple[str, int], str], results: int, everything: bool = False,
+                again: Sequence[str] = ()) -> str:
     """The arena in words and as a chart of lifetimes.
 
-    `files` are the graph's `origins`, `results` the bytes that `lamina shapes` counts.
+    `files` are the graph's `origins`, `results` the bytes that `lamina shapes` counts, `again` the
+    layers that are computed again for the gradient.
     """
     found = plan_memory(program, plan, files)
     given = ", ".join(f"{name} = {size}" for name, size in sizes.items()) or "all sizes known"
     lines = [f"arena {_amount(found.arena)} for {given}, {len(program.steps)} steps, one thread"]
     lines += _around(program, plan)
     if found.held:
-        lines += ["", *_peak(program, found, files), *_kept(found, everything), "",
+        lines += ["", *_peak(program, found, files), *_kept(found, everything),
+                  *_again(again, everything), "",
                   *_compared(found, results), "", *_chart(program, found, everything)]
     return "\n".join(lines)
 
@@ -232,6 +238,19 @@ def _kept(found: Memory, everything: bool) -> list[str]:
         lines.append(f"  and {_amount(_sum(rest))} of {len(largest) - len(shown)} more (--all "
                      "lists them)")
     return lines
+
+
+def _again(layers: Sequence[str], everything: bool) -> list[str]:
+    """What is not kept but computed again, in the order of the backward pass."""
+    if not layers:
+        return []
+    shown = layers if everything else layers[:MOST]
+    rest = len(layers) - len(shown)
+    more = f" and {rest} more (--all lists them)" if rest else ""
+    count = f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
+    return ["", *wrap(f"computed again for the backward pass: {count} (convolutions, matrix "
+                      f"products and scans) with what follows them: {', '.join(shown)}{more}",
+                      WIDTH)]
 
 
 def _compared(found: Memory, results: int) -> list[str]:

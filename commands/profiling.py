@@ -22,7 +22,7 @@ from lamina.compiler.inspect.cost import summarize
 from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import substitute
-from lamina.compiler.options import Options
+from lamina.compiler.options import Every, Options
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.plan import total_macs
 from lamina.runtime.errors import Failure
@@ -101,6 +101,7 @@ class Profile:
     whole: float
     asked: int
     gemm: float
+    checkpoint_every: Every = None
 
     @property
     def between(self) -> float:
@@ -152,7 +153,7 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
         net.definition.name, "infer" if graph is None else "train", batch,
         sizes_text(forward, batch), runner.threads, len(times.whole), tuple(rows), tuple(layers),
         float(times.whole[best]), _asked(forward, whole, batch),
-        gemm_rate(options, rounds=GEMM_ROUNDS))
+        gemm_rate(options, rounds=GEMM_ROUNDS), options.checkpoint_every)
 
 
 def _asked(forward: Graph, whole: Graph, batch: int) -> int:
@@ -259,6 +260,9 @@ def _notes(profile: Profile) -> list[str]:
              f"{BETWEEN}: the whole run less its steps: inputs and outputs are copied, threads "
              "woken and awaited, the machine disturbed by others"]
     macs = profile.total.macs
+    if profile.checkpoint_every is not None:
+        lines.append(f"--checkpoint-every {profile.checkpoint_every}: the part again computes "
+                     "what is not kept, which the MACs of `lamina shapes` leave out")
     if profile.asked and macs > WORTH_SAYING * profile.asked:
         lines.append(f"kernels do {macs / profile.asked:.2f} times the {profile.asked:,} MACs of "
                      "`lamina shapes`: they multiply the zeros of borders, and those between the "
@@ -280,6 +284,7 @@ def profile_json(profile: Profile, order: str) -> dict[str, Any]:
         "model": profile.model, "target": "cpu", "mode": profile.mode, "batch": profile.batch,
         "input": profile.input, "threads": profile.threads, "rounds": profile.rounds,
         "seconds": profile.whole, "between_s": profile.between, "macs": profile.total.macs,
+        "checkpoint_every": profile.checkpoint_every,
         "model_macs": profile.asked, "gflops": profile.total.gflops,
         "gemm_gflops": profile.gemm, "groups": groups_of(profile),
         "layers": [_row_json(row, profile, "layer") for row in rows_by(profile, "layer", order)],

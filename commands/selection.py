@@ -17,6 +17,7 @@ from lamina.compiler.frontend.shapes import divisors
 from lamina.compiler.frontend.values import Definition
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import Dim, Expression, substitute, symbols_of
+from lamina.compiler.options import Every
 from lamina.compiler.syntax import ast
 
 NEAR = 33  # how far from what was asked for another size is looked for
@@ -94,9 +95,9 @@ def select_step(file: str, name: str, settings: Mapping[str, str], sizes: Mappin
     return select_training(file, name, settings, sizes)[1]
 
 
-def select_training(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str]
-                    ) -> tuple[Net, Graph]:
-    """The same with the model that it trains."""
+def select_training(file: str, name: str, settings: Mapping[str, str], sizes: Mapping[str, str],
+                    checkpoint_every: Every = None) -> tuple[Net, Graph]:
+    """The same with the model that it trains; it keeps every N-th layer's result if so asked."""
     loaded = load(file)
     module = loaded.module
     if _has_recipe(module, name):
@@ -104,9 +105,9 @@ def select_training(file: str, name: str, settings: Mapping[str, str], sizes: Ma
         if sizes:
             training.net = _sized(
                 lambda more: loaded.recipe(name or None, **{**settings, **more}).net, sizes, "-o")
-        return training.net, training.step(0)
+        return training.net, training.step(0, checkpoint_every)
     net = select_net(file, name, settings, sizes)
-    return net, plain_training_step(net)
+    return net, plain_training_step(net, checkpoint_every)
 
 
 def _has_recipe(module: Module, name: str) -> bool:

@@ -34,7 +34,8 @@ def run_training(training: Training, options: Options, folder: Path, resume: boo
     for phase in range(len(job.phases)):
         training.frozen(phase)  # a pattern that matches nothing is said before any work
     evaluator = (lambda: make_runner(training.evaluation.graph, options)) if job.valid else None
-    return train(job, lambda phase: make_runner(training.step(phase), options), evaluator,
+    every = options.checkpoint_every
+    return train(job, lambda phase: make_runner(training.step(phase, every), options), evaluator,
                  initial_weights(training, report), folder, resume, report)
 
 

@@ -17,6 +17,9 @@ from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 
 TARGETS = ("cpu", "numpy")
 MAX_THREADS = 1024
+AUTO = "auto"
+
+Every = int | str | None  # a number of layers, or AUTO: about the root of their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,22 @@ class Options:
     """How to compile and run. `threads` and `cache_folder` None: as the machine suggests.
 
     `skip` names passes that are left out (see `lamina show --help` for their names).
+    `checkpoint_every`: of how many layers a training step keeps the last one's result for the
+    gradient, and computes the others' again; None: it keeps all.
     """
 
     target: str = "cpu"
     threads: int | None = None
     cache_folder: Path | None = None
     skip: frozenset[str] = frozenset()
+    checkpoint_every: Every = None
+
+
+def check_every(every: Every) -> None:
+    """Raise ValueError for what is no number of layers."""
+    if every in (None, AUTO) or type(every) is int and every > 0:
+        return
+    raise ValueError(f"checkpoint_every is a whole number from 1, or {AUTO!r}, not {every!r}")
 
 
 def wants_color(environment: Mapping[str, str] | None = None) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 FORMAT = 3
 THREADS = "$threads"  # symbol bound by the executor to the number of threads
 FORWARD, BACKWARD, UPDATING = "forward", "backward", "update"  # parts of a training step
+AGAIN = "again"  # the part of the forward pass that is computed again within the backward pass
 
 # A Size is an int, a symbol's name, or a tuple (operator, operand, ...) with operators
 # "+", "*" (any number of operands), "//", "%" (two), "max", "min" (two).
@@ -71,7 +72,7 @@ class Step:
     are the multiply-accumulates of one call where the step is a product, a convolution or its
     weight gradient: as many as its sums have terms, zeros of a border too, by any algorithm.
     `label` says for people which nodes it computes, as "layer.path: operators helper". `part` is
-    FORWARD, or BACKWARD or UPDATING where only new parameters need what it computes.
+    FORWARD, or AGAIN, BACKWARD or UPDATING where only new parameters need what it computes.
     """
 
     kernel: int

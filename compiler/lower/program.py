@@ -16,8 +16,9 @@ from lamina.compiler.lower.views import View
 from lamina.compiler.lower.windows import plan_indices
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.transform.fuse import memory_readers
-from lamina.compiler.transform.training import OPTIMIZER, UPDATE
+from lamina.compiler.transform.training import DERIVED, OPTIMIZER, UPDATE
 from lamina.runtime.program import (
+    AGAIN,
     BACKWARD,
     FORWARD,
     UPDATING,
@@ -29,8 +30,6 @@ from lamina.runtime.program import (
     layer_of,
 )
 
-DERIVED = (UPDATE, "grad:")  # outputs of the backward pass
-
 
 def _input(low: Lowering, node: Node) -> None:
     attrs = node.attributes
@@ -39,6 +38,10 @@ def _input(low: Lowering, node: Node) -> None:
     low.buffers.append(Buffer(kind, key, node.type.dtype, shape, label=key))
     low.view_of[Value(node.id)] = views.dense(len(low.buffers) - 1, node.type.shape,
                                               node.type.dtype)
+
+
+def _again(low: Lowering, node: Node) -> None:
+    low.view_of[Value(node.id)] = low.view(node.inputs[0])
 
 
 def _transpose(low: Lowering, node: Node) -> None:
@@ -176,7 +179,8 @@ def _alone(low: Lowering, node: Node) -> None:
 
 
 HANDLERS: dict[str, Handler] = {
-    "input": _input, "param": _input, "const": lambda low, node: None, "transpose": _transpose,
+    "input": _input, "param": _input, "const": lambda low, node: None, "again": _again,
+    "transpose": _transpose,
     "slice": _slice, "reverse": _reverse, "broadcast_to": _broadcast, "reshape": _reshape,
     "pad": _pad, "concat": _concat, "fused": _fused,
     "scan": lambda low, node: lower_scan(low, node, _walk), **contractions.HANDLERS,
@@ -223,8 +227,22 @@ def _step_parts(graph: Graph) -> dict[int, str]:
     if not needed or len(needed) == len(graph.outputs):
         return {}
     last = max(needed)
-    return {node.id: UPDATING if _updates(node) else BACKWARD for node in graph.nodes
-            if node.id > last}
+    again = _computed_again(graph, last)
+    return {node.id: UPDATING if _updates(node) else AGAIN if node.id in again else BACKWARD
+            for node in graph.nodes if node.id > last}
+
+
+def _computed_again(graph: Graph, last: int) -> set[int]:
+    """The nodes of the backward pass that are made of kept values alone, and of no gradient."""
+    fed: set[int] = set()  # what depends on inputs, and on more than what is found
+    found: set[int] = set()
+    for node in graph.nodes:
+        operands = {value.node for value in node.inputs}
+        if node.op.name == "again" or node.id > last and operands & found and not operands & fed:
+            found.add(node.id)
+        elif node.op.name == "input" or operands & (fed | found):
+            fed.add(node.id)
+    return found
 
 
 def _updates(node: Node) -> bool:

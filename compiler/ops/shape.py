@@ -237,6 +237,13 @@ primitive("concat", "view", infer=_infer_concat, arity=(1, -1), attrs={"axis": 0
           doc="Join along an axis.")
 
 
+primitive("again", "view", infer=lambda x: x, public=False, ragged=each,
+          numpy=lambda x: x, vjp=lambda m, ct, y, x: (ct,),
+          samples=("x:[3,4]", "x:i32[17]", "x:[]", "x:[0,3]"),
+          doc="The operand itself. What is made of it is never shared with what is made of the "
+              "operand: it is computed again.")
+
+
 primitive("iota", "random", infer=lambda *, shape, axis, dtype: TensorType(tuple(shape), dtype),
           arity=(0, 0), attrs={"shape": REQUIRED, "axis": 0, "dtype": "i32"},
           samples=("| shape=(3, 4)", "| shape=(3, 4), axis=1", "| shape=(5,), dtype='i64'"),

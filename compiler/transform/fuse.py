@@ -22,7 +22,7 @@ from lamina.compiler.transform.training import UPDATE
 ANCHORS = ("matmul", "conv2d", "fractional_conv2d", "avg_pool2d", "avg_pool2d_grad")
 CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "less_equal",
          "greater", "greater_equal", "equal", "not_equal", "cast")  # rather repeated than stored
-VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to")  # may move nothing
+VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to", "again")  # may move nothing
 MAX_NODES = 48
 MAX_OPERANDS = 20
 
@@ -404,11 +404,17 @@ def _ordered(planner: _Planner, late: dict[int, set[int]]) -> list[Group]:
     readers: dict[int, list[int]] = {}
     by_id = {id(group): group for group in planner.groups}
     first = {key: (key not in late, group.nodes[0].id) for key, group in by_id.items()}
-    for key in late:  # its inputs and parameters do not keep it waiting
-        for value in (value for node in by_id[key].nodes for value in node.inputs):
-            source = planner.group_of.get(value.node)
-            if source is not None and source.nodes[0].op.kind == "source":
-                first[id(source)] = (False, value.node)
+    for key in late:  # its inputs, parameters and scalars (of a rate) do not keep it waiting
+        todo = [by_id[key]]
+        for group in todo:
+            for value in (value for node in group.nodes for value in node.inputs):
+                source = planner.group_of.get(value.node)
+                if source is not None and source.nodes[0].op.kind == "source":
+                    first[id(source)] = (False, value.node)
+                elif source is not None and source.space == () and source is not group:
+                    place = (True, by_id[key].nodes[0].id)
+                    todo += [source] * (place < first[id(source)])
+                    first[id(source)] = min(place, first[id(source)])
     for key, group in by_id.items():
         needs = {id(planner.group_of[v.node]) for n in group.nodes for v in n.inputs
                  if v.node in planner.group_of} - {key} | late.get(key, set())

@@ -134,4 +134,5 @@ ELEMENTWISE: Mover = _elementwise
 MOVERS: dict[str, Mover] = {
     "reduce_sum": _reduce, "reduce_max": _reduce, "reduce_min": _reduce, "pad": _pad,
     "slice": _slice, "broadcast_to": _broadcast, "concat": _concat, "reverse": _reverse,
+    "again": _elementwise,
 }

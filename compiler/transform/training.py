@@ -15,6 +15,7 @@ from lamina.compiler.transform.autodiff import add_gradients
 
 STATE = "optimizer/"  # keys of optimizer state begin so
 UPDATE = "update:"
+DERIVED = (UPDATE, "grad:")  # outputs of the backward pass begin so
 OPTIMIZER = "optimizer"  # the path of the nodes that replace parameters
 
 

@@ -24,6 +24,7 @@ NO_TORCH = {
     **NO_SAMPLES, "uniform": "the bits are our own: test_random",
     "dropout": "the bits are our own: test_random",
     "channel_dropout": "the bits are our own: test_random",
+    "again": "hands its operand on",
 }
 FEW = {"iota": 30, "uniform": 30}  # operators with fewer free sizes
 

@@ -11,10 +11,11 @@ from lamina.compiler.ir.text import format_graph, parse_graph
 from lamina.compiler.ir.verify import verify
 from lamina.compiler.ops import OPS
 from lamina.compiler.transform.pipeline import PASSES
+from lamina.compiler.transform.recompute import recompute
 
 FOLDER = Path(__file__).parents[1] / "passes"
 CASES = sorted(FOLDER.glob("*/*.ir"))
-RUN = {one.name: one.run for one in PASSES}
+RUN = {**{one.name: one.run for one in PASSES}, "recompute": lambda graph: recompute(graph, 2)}
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: f"{p.parent.name}-{p.stem}")
@@ -32,5 +33,5 @@ def test_pass_gives_this_text(path, request):
 
 
 def test_every_pass_has_a_case():
-    """The second simplification is the first again."""
+    """The second simplification is the first again; recomputation comes before all passes."""
     assert {path.parent.name for path in CASES} == set(RUN) - {"simplify-again"}
