@@ -66,7 +66,8 @@ def test_the_memory_plan_says_what_is_computed_again(place):
     before, after = (int(re.search(r"peak: ([\d,]+) bytes", text)[1].replace(",", ""))
                      for text in (plain, less))
     assert after < 0.75 * before
-    assert "computed again" not in plain
+    # Without it there is only what dropout makes by cheap work of what is kept anyway.
+    assert 0 < plain.count("computed again") < less.count("computed again")
     text = " ".join(less.split())
     assert "activation, computed again" in text
     assert ("computed again for the backward pass: 9 layers (convolutions, matrix products and "

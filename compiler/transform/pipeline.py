@@ -17,6 +17,7 @@ from lamina.compiler.transform.fractional import fractional
 from lamina.compiler.transform.fuse import fuse
 from lamina.compiler.transform.layout import channels_last
 from lamina.compiler.transform.pointwise import pointwise
+from lamina.compiler.transform.rematerialise import rematerialise
 from lamina.compiler.transform.scans import has_scans, leave_loops
 from lamina.compiler.transform.simplify import simplify
 from lamina.compiler.transform.winograd import winograd
@@ -55,6 +56,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("scans", leave_loops),
     Pass("decompose", in_scans(decompose), optional=False),
     Pass("simplify-again", in_scans(simplify)),
+    Pass("rematerialise", rematerialise),
     Pass("layout", in_scans(channels_last)),
     Pass("fractional", in_scans(fractional)),
     Pass("pointwise", in_scans(pointwise)),

@@ -66,7 +66,7 @@ def recompute(graph: Graph, every: Every) -> Graph:
             _repeat(builder, graph, cuts, node.inputs, values, again)
         inputs = [again.get(value, values[value]) if node.id > cuts.forward else values[value]
                   for value in node.inputs]
-        _copy(builder, node, inputs, values)
+        copy_node(builder, node, inputs, values)
     return builder.finish((name, values[value]) for name, value in graph.outputs)
 
 
@@ -86,10 +86,12 @@ def _repeat(builder: Builder, graph: Graph, cuts: Cuts, wanted: Iterable[Value],
             todo += graph.node(value).inputs
     for key in sorted(needed):
         node = graph.node(key)
-        _copy(builder, node, [again.get(value, values[value]) for value in node.inputs], again)
+        copy_node(builder, node, [again.get(value, values[value]) for value in node.inputs], again)
 
 
-def _copy(builder: Builder, node: Node, inputs: list[Value], values: dict[Value, Value]) -> None:
+def copy_node(builder: Builder, node: Node, inputs: list[Value], values: dict[Value, Value]
+              ) -> None:
+    """Emit a node of another graph anew; `values` get its results, where they have none yet."""
     with builder.at(node.span, node.path):
         first = builder.emit(node.op, inputs, node.attributes, node.body)
     for port in range(len(node.outs)):
@@ -119,9 +121,8 @@ def computed_again(graph: Graph) -> list[Node]:
 
 def find_cuts(graph: Graph, every: Every) -> Cuts:
     """The cuts of a training step; none without gradients, or where one segment holds all."""
-    needed = [value.node for name, value in graph.outputs if not name.startswith(DERIVED)]
-    end = max(needed, default=-1)
-    fed = _fed(graph, end)
+    end = forward_end(graph)
+    fed = fed_by_inputs(graph, end)
     layers = [node.id for node in graph.nodes if node.id in fed and is_layer(node)]
     size = _segment(every, len(layers))
     if not size or size >= len(layers) or end == len(graph.nodes) - 1:
@@ -139,8 +140,14 @@ def _segment(every: Every, layers: int) -> int:
     return max(1, round(math.sqrt(layers))) if every == AUTO else int(every or 0)
 
 
-def _fed(graph: Graph, end: int) -> frozenset[int]:
-    """The nodes of the forward pass that depend on inputs."""
+def forward_end(graph: Graph) -> int:
+    """The last node of the forward pass of a training step, or of any graph; -1 if it has none."""
+    return max((value.node for name, value in graph.outputs if not name.startswith(DERIVED)),
+               default=-1)
+
+
+def fed_by_inputs(graph: Graph, end: int) -> frozenset[int]:
+    """The nodes up to `end` that depend on inputs."""
     found: set[int] = set()
     for node in graph.nodes[:end + 1]:
         if node.op.name == "input" or any(value.node in found for value in node.inputs):
@@ -173,15 +180,16 @@ class _Cutter:
     def _rank(self, gap: int, place: int) -> tuple[int, int, bool, int]:
         """Few bytes come first, then many layers, and a place that spares the last layer."""
         crossing = self.crossing[place]
-        return (sum(map(self._count, crossing)), -gap, self._repeats(self.layers[gap - 1], place),
-                -place)
+        return (sum(count_of(self.graph, value) for value in crossing), -gap,
+                self._repeats(self.layers[gap - 1], place), -place)
 
     def _crossing(self) -> list[frozenset[Value]]:
         """For each node what is made up to it and read behind it; inputs are there anyway."""
         inputs = set(self.graph.inputs.values())
         last: dict[Value, int] = {}
         for node in self.graph.nodes[:self.end + 1]:
-            for value in map(self._memory, node.inputs):
+            for operand in node.inputs:
+                value = memory_of(self.graph, operand)
                 if value.node in self.fed and value not in inputs:
                     last[value] = node.id
         ends: dict[int, list[Value]] = {}
@@ -196,12 +204,6 @@ class _Cutter:
             live.difference_update(ends.get(number, ()))
             found.append(frozenset(live))
         return found
-
-    def _memory(self, value: Value) -> Value:
-        """The value that a view looks at."""
-        while (node := self.graph.node(value)).op.name in VIEWS:
-            value = node.inputs[0]
-        return value
 
     def _repeats(self, layer: int, place: int) -> bool:
         """Whether a cut after `place` lets the gradient ask for the layer before it again."""
@@ -222,17 +224,26 @@ class _Cutter:
         begin = 0
         for place in after:
             nodes = [node for node in self.graph.nodes[begin:place + 1] if node.id in self.fed]
-            counts = {Value(node.id, port): self._count(Value(node.id, port)) for node in nodes
-                      for port in range(len(node.outs)) if node.op.name not in VIEWS}
+            values = [Value(node.id, port) for node in nodes for port in range(len(node.outs))
+                      if node.op.name not in VIEWS]
+            counts = {value: count_of(self.graph, value) for value in values}
             most = max(counts.values(), default=0)
             found |= {value for value, count in counts.items() if count * SMALL <= most}
             begin = place + 1
         return found
 
-    def _count(self, value: Value) -> int:
-        """The elements of a value, with typical sizes where they are not known."""
-        shape = self.graph.type(value).shape
-        sizes = {one.name: -(-TYPICAL // one.scale) * one.scale for one in symbols_of(shape)}
-        count = substitute(product(shape), sizes)
-        assert isinstance(count, int)
-        return count
+
+def count_of(graph: Graph, value: Value) -> int:
+    """The elements of a value, with typical sizes where they are not known."""
+    shape = graph.type(value).shape
+    sizes = {one.name: -(-TYPICAL // one.scale) * one.scale for one in symbols_of(shape)}
+    count = substitute(product(shape), sizes)
+    assert isinstance(count, int)
+    return count
+
+
+def memory_of(graph: Graph, value: Value, views: tuple[str, ...] = VIEWS) -> Value:
+    """The value that a view looks at."""
+    while (node := graph.node(value)).op.name in views:
+        value = node.inputs[0]
+    return value

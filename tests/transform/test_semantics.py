@@ -19,7 +19,9 @@ from lamina.tests.lower.programs import assert_close, run_program
 from lamina.tests.transform.networks import lenet_step, random_graph, values_for
 
 OPTIONAL = [one.name for one in PASSES if one.optional]
-SKIPS = [frozenset(c) for n in range(len(OPTIONAL) + 1) for c in combinations(OPTIONAL, n)]
+# None, one, two, all but one and all: passes that need each other come in pairs.
+SKIPS = [frozenset(c) for n in (0, 1, 2, len(OPTIONAL) - 1, len(OPTIONAL))
+         for c in combinations(OPTIONAL, n)]
 
 
 def double(arrays):
