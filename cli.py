@@ -351,7 +351,7 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
               help=f"One of {', '.join(STAGES)}, or the name of a pass.")
 @click.option("--train", "for_training", is_flag=True, help="The training step.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
-              help="The batch of the memory plan, and of kernels --why.")
+              help="The batch of the memory plan, of kernels --why and of what fused moves.")
 @click.option("--why", "why", is_flag=True,
               help="For kernels: the algorithm of each product and convolution, what it takes, and "
                    "why this one. For fused: what was not fused, and why.")
@@ -364,6 +364,7 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     """One stage of the compilation as text.
 
     memory: what sets the peak, what is kept for the backward pass, and every buffer's lifetime.
+    fused: below the graph, what is only moved in memory, how many bytes, and why.
     Passes that LAMINA_SKIP names are left out, as in a run.
     """
     from lamina.commands import choices, memory, showing
@@ -382,7 +383,7 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     elif stage == "kernels" and why:
         click.echo(choices.show_choices(graph, batch, rate, _options("cpu", None)))
     else:
-        click.echo(showing.show(graph, stage, why, skip))
+        click.echo(showing.show(graph, stage, why, skip, batch))
 
 
 @main.command()
