@@ -97,7 +97,7 @@ def make_runner(graph: Graph, options: Options) -> Runner:
     if options.target != "cpu":
         raise ValueError(f"no target is named {options.target!r}; targets: {', '.join(TARGETS)}")
     return Executor(compile_graph(graph, optional(options.skip)), options.threads,
-                    options.cache_folder)
+                    options.cache_folder, building=options.building)
 
 
 class File:
@@ -238,9 +238,13 @@ class Net:
         `decode(weights, src=[[4, 8, 2]], policy=Policy("beam"))`. Raises ValueError for a model
         without `choose`.
         """
+        return self.decoding(_options(target, threads))
+
+    def decoding(self, options: Options) -> Decoding:
+        """The same with all options."""
         if not self.chooses:
             raise ValueError(f"{self.definition.name} has no scan that uses `choose`")
-        return Decoding(self._decoding, _options(target, threads))
+        return Decoding(self._decoding, options)
 
     def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
                        train: bool = True) -> Gradient:

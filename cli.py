@@ -208,7 +208,7 @@ def train(file: str, overrides: tuple[str, ...], target: str, threads: int | Non
     folder = out or _run_folder(training, resume)
     options = _options(target, threads)
     view = views.Silent() if as_json else \
-        views.TrainingView(training.net.summary(), training.errors)
+        views.TrainingView(training.net.summary(), training.errors, options.building)
     try:
         result = run_training(training, options, folder, resume, view)
     finally:
@@ -653,7 +653,9 @@ def _options(target: str, threads: int | None) -> Options:
     warning = open_cache(options).warning if target == "cpu" else ""
     if warning:
         click.echo(f"warning: {warning}", err=True)
-    return replace(options, target=target, threads=threads or options.threads)
+    as_json = click.get_current_context().params.get("as_json", False)
+    return replace(options, target=target, threads=threads or options.threads,
+                   building=console.build_line(as_json))
 
 
 def _left_out(name: str = "") -> frozenset[str]:

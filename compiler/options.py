@@ -9,8 +9,8 @@ the processor is looked at, in `lamina.runtime.cpu.host`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
@@ -23,13 +23,15 @@ MAX_THREADS = 1024
 class Options:
     """How to compile and run. `threads` and `cache_folder` None: as the machine suggests.
 
-    `skip` names passes that are left out (see `lamina show --help` for their names).
+    `skip` names passes that are left out (see `lamina show --help` for their names). `building` is
+    called with how many kernels of how many are built, again and again while they are.
     """
 
     target: str = "cpu"
     threads: int | None = None
     cache_folder: Path | None = None
     skip: frozenset[str] = frozenset()
+    building: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
 
 
 def wants_color(environment: Mapping[str, str] | None = None) -> bool:

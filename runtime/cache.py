@@ -78,6 +78,10 @@ class Cache:
             return None
         return body
 
+    def holds(self, key: str) -> bool:
+        """Whether there is a file for the entry, sound or not."""
+        return (self.folder / (key + SUFFIX)).exists()
+
     def put(self, key: str, body: bytes) -> None:
         """Write an entry; a folder that cannot take it (full, read-only) is left as it was."""
         self._write(self.folder / (key + SUFFIX), MAGIC + _checksum(key, body) + body)

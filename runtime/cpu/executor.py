@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina.runtime.cache import Cache, default_folder
-from lamina.runtime.cpu.load import load
+from lamina.runtime.cpu.load import Building, load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
 from lamina.runtime.cpu.threads import TIMER, WALKER, Call, Rounds, Table, Threads, available_cores
 from lamina.runtime.memory import require_memory
@@ -78,6 +78,7 @@ class Executor:
     `cache_folder`: where compiled kernels are kept (None: the user's cache folder).
     `check_memory`: fill memory with signalling NaNs before its first use and put canaries
     between buffers; raises MemoryDamage naming the step (slow, for tests).
+    `building` is called with how many kernels of how many are built, where some are not kept.
     `warning` holds what a user should be told (a refused cache folder), or an empty text.
     """
 
@@ -87,6 +88,7 @@ class Executor:
         threads: int | None = None,
         cache_folder: Path | str | None = None,
         check_memory: bool = False,
+        building: Building | None = None,
     ):
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
@@ -97,7 +99,7 @@ class Executor:
         self.warning = cache.warning
         count = threads or available_cores()
         walker, *self._kernels = load(
-            [WALKER, *(kernel.source for kernel in program.kernels)], cache
+            [WALKER, *(kernel.source for kernel in program.kernels)], cache, building
         )
         self._threads = Threads(count, walker)
         self._lock = threading.Lock()
