@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
 from lamina.compiler.transform.pipeline import Stage, optional, run_passes
 from lamina.compiler.transform.training import Rule, trainable, training_step
+from lamina.runtime import program as program_format
+from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
@@ -61,6 +64,7 @@ from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
 from lamina.runtime.padding import LENGTHS, pad_inputs
 from lamina.runtime.program import Program
+from lamina.runtime.programs import program_key, remembered
 
 Runner = Executor | Interpreter
 
@@ -96,8 +100,19 @@ def make_runner(graph: Graph, options: Options) -> Runner:
         return Interpreter(graph)
     if options.target != "cpu":
         raise ValueError(f"no target is named {options.target!r}; targets: {', '.join(TARGETS)}")
-    return Executor(compile_graph(graph, optional(options.skip)), options.threads,
-                    options.cache_folder, building=options.building)
+    kept = Cache.open(options.cache_folder or default_folder(os.environ))
+    skip = optional(options.skip)
+    parts = (_compiler(), format_graph(graph, lines=True), " ".join(sorted(skip)),
+             str(vector_width()))
+    program = remembered(kept, program_key(parts), lambda: compile_graph(graph, skip))
+    return Executor(program, options.threads, kept, building=options.building)
+
+
+@cache
+def _compiler() -> str:
+    """What a Program depends on besides its graph: the text of the compiler."""
+    files = [*(Path(__file__).parent / "compiler").rglob("*.py"), Path(program_format.__file__)]
+    return "\0".join([version(), *(path.read_text("utf-8") for path in sorted(files))])
 
 
 class File:
