@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -46,12 +47,13 @@ from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
 from lamina.compiler.ops.losses import ERRORS
-from lamina.compiler.options import TARGETS, Options, from_environment
+from lamina.compiler.options import TARGETS, Measured, Options, from_environment
 from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
 from lamina.compiler.transform.pipeline import Stage, optional, run_passes
 from lamina.compiler.transform.training import Rule, trainable, training_step
+from lamina.compiler.transform.winograd import TUNED, followed
 from lamina.runtime import program as program_format
 from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.executor import Executor
@@ -89,9 +91,15 @@ def version() -> str:
         return "0.0"
 
 
-def compile_graph(graph: Graph, skip: frozenset[str] = frozenset()) -> Program:
+def compile_graph(graph: Graph, skip: frozenset[str] = frozenset(),
+                  measured: Measured | None = None) -> Program:
     """The CPU Program of a graph."""
-    return lower(run_passes(graph, skip=skip)[-1].graph, vector_width())
+    stages = run_passes(graph, skip=skip, measured=measured)
+    meta = {}
+    if measured is not None:  # told of what stands before the choice
+        names = [stage.name for stage in stages]
+        meta = {TUNED: followed(stages[names.index("winograd") - 1].graph, measured)}
+    return lower(stages[-1].graph, vector_width(), meta)
 
 
 def make_runner(graph: Graph, options: Options) -> Runner:
@@ -101,15 +109,20 @@ def make_runner(graph: Graph, options: Options) -> Runner:
     if options.target != "cpu":
         raise ValueError(f"no target is named {options.target!r}; targets: {', '.join(TARGETS)}")
     kept = Cache.open(options.cache_folder or default_folder(os.environ))
-    skip = optional(options.skip)
-    parts = (_compiler(), format_graph(graph, lines=True), " ".join(sorted(skip)),
-             str(vector_width()))
-    program = remembered(kept, program_key(parts), lambda: compile_graph(graph, skip))
+    program = remembered(kept, program_name(graph, options), lambda: compile_graph(
+        graph, optional(options.skip), options.measured))
     return Executor(program, options.threads, kept, building=options.building)
 
 
+def program_name(graph: Graph, options: Options) -> str:
+    """The name under which the Program of a graph is kept: everything that it depends on."""
+    measured = json.dumps(asdict(options.measured), sort_keys=True) if options.measured else ""
+    return program_key((compiler_text(), format_graph(graph, lines=True), str(vector_width()),
+                        " ".join(sorted(optional(options.skip))), measured))
+
+
 @cache
-def _compiler() -> str:
+def compiler_text() -> str:
     """What a Program depends on besides its graph: the text of the compiler."""
     files = [*(Path(__file__).parent / "compiler").rglob("*.py"), Path(program_format.__file__)]
     return "\0".join([version(), *(path.read_text("utf-8") for path in sorted(files))])

@@ -31,6 +31,9 @@ OVERRIDE = click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE",
                         help="Set a model's or a recipe's setting.")
 TARGET = click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True)
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Number of threads.")
+TUNE = click.option("--tune", is_flag=True,
+                    help="Run each convolution by the algorithm that is faster here: measured "
+                         "once, then kept. Results differ in rounding.")
 INPUT = click.option("--input", "sizes", multiple=True, metavar="NAME=1x3x224x224",
                      help="Sizes of an input, where the model leaves them open.")
 A_RUN = "A run's folder, or a safetensors file."
@@ -196,17 +199,18 @@ def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[st
 @THREADS
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@TUNE
 @JSON
 @guarded
 def train(file: str, overrides: tuple[str, ...], target: str, threads: int | None,
-          out: Path | None, resume: bool, as_json: bool) -> None:
+          out: Path | None, resume: bool, tune: bool, as_json: bool) -> None:
     """Train a recipe; checkpoints and a log go to the run's folder."""
     from lamina.commands import views
     from lamina.commands.training import run_training
 
     training = _training(file, overrides)
     folder = out or _run_folder(training, resume)
-    options = _options(target, threads)
+    options = _options(target, threads, tune)
     view = views.Silent() if as_json else \
         views.TrainingView(training.net.summary(), training.errors, options.building)
     try:
@@ -461,15 +465,17 @@ def clear(as_json: bool) -> None:
 @click.option("--steps", type=click.IntRange(1), default=50, show_default=True)
 @TARGET
 @THREADS
+@TUNE
 @JSON
 @guarded
 def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: str,
-          batch: int | None, steps: int, target: str, threads: int | None, as_json: bool) -> None:
+          batch: int | None, steps: int, target: str, threads: int | None, tune: bool,
+          as_json: bool) -> None:
     """Measure a training step or inference, beside the machine's matrix-product rate."""
     from lamina.commands.bench import bench as measure
 
     net, graph = _runnable(file, overrides, sizes, mode == "train")
-    found = measure(net, graph, mode, batch, steps, _options(target, threads))
+    found = measure(net, graph, mode, batch, steps, _options(target, threads, tune))
     console.print_json(found) if as_json else console.print_pairs(found)
 
 
@@ -489,11 +495,12 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
               help="Show the N longest; the others are one row.")
 @TARGET
 @THREADS
+@TUNE
 @JSON
 @guarded
 def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool,
             batch: int | None, rounds: int | None, by: str, order: str, top: int | None,
-            target: str, threads: int | None, as_json: bool) -> None:
+            target: str, threads: int | None, tune: bool, as_json: bool) -> None:
     """Measure where the time of a run goes, by layer, by kernel or step by step.
 
     For each the time, the multiply-accumulates (MACs) that its kernels do, its rate and what share
@@ -502,7 +509,7 @@ def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_t
     from lamina.commands import profiling, views
 
     net, graph = _runnable(file, overrides, sizes, for_training)
-    found = profiling.measure(net, graph, batch, rounds, _options(target, threads))
+    found = profiling.measure(net, graph, batch, rounds, _options(target, threads, tune))
     if as_json:
         console.print_json(profiling.profile_json(found, order))
     else:
@@ -646,7 +653,7 @@ def gradflow(file: str, weights: str | None, batches: int, out: Path | None,
 # --- arguments ----------------------------------------------------------------------------------
 
 
-def _options(target: str, threads: int | None) -> Options:
+def _options(target: str, threads: int | None, tune: bool = False) -> Options:
     from lamina.commands.facts import open_cache
 
     options = from_environment()
@@ -655,7 +662,7 @@ def _options(target: str, threads: int | None) -> Options:
         click.echo(f"warning: {warning}", err=True)
     as_json = click.get_current_context().params.get("as_json", False)
     return replace(options, target=target, threads=threads or options.threads,
-                   building=console.build_line(as_json))
+                   building=console.build_line(as_json), tune=tune)
 
 
 def _left_out(name: str = "") -> frozenset[str]:

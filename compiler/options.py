@@ -20,11 +20,26 @@ MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the algorithms of convolutions take on a machine, for passes to follow.
+
+    `seconds` by contraction (see `winograd.contraction_key`) and algorithm, "winograd" or
+    "direct"; `sizes` are the numbers for which they were measured of the sizes that a graph leaves
+    open, and `changing` says whether its weights change from run to run, as in training.
+    """
+
+    seconds: Mapping[str, Mapping[str, float]]
+    sizes: Mapping[str, int]
+    changing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How to compile and run. `threads` and `cache_folder` None: as the machine suggests.
 
     `skip` names passes that are left out (see `lamina show --help` for their names). `building` is
-    called with how many kernels of how many are built, again and again while they are.
+    called with how many kernels of how many are built, again and again while they are. `tune` asks
+    the commands to measure algorithms, and `measured` is what they then follow.
     """
 
     target: str = "cpu"
@@ -32,6 +47,8 @@ class Options:
     cache_folder: Path | None = None
     skip: frozenset[str] = frozenset()
     building: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
+    tune: bool = False
+    measured: Measured | None = None
 
 
 def wants_color(environment: Mapping[str, str] | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""A folder of content-named entries: kernel sources, their object code, and Programs.
+"""A folder of content-named entries: kernel sources, their object code, Programs, times.
 
 Names are hashes of everything that the code depends on (`cpu.load.kernel_key`), and each entry
 carries a checksum: a damaged, truncated or unreadable entry counts as absent, so that it is
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAGIC = b"lamina-entry-1\n"
-SUFFIX, PROGRAM = ".obj", ".program"
+SUFFIX, PROGRAM, TABLE = ".obj", ".program", ".times"
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
@@ -78,9 +78,9 @@ class Cache:
             return None
         return body
 
-    def holds(self, key: str) -> bool:
+    def holds(self, key: str, suffix: str = SUFFIX) -> bool:
         """Whether there is a file for the entry, sound or not."""
-        return (self.folder / (key + SUFFIX)).exists()
+        return (self.folder / (key + suffix)).exists()
 
     def put(self, key: str, body: bytes, suffix: str = SUFFIX) -> None:
         """Write an entry; a folder that cannot take it (full, read-only) is left as it was."""
@@ -116,7 +116,7 @@ class Cache:
         """Remove every file that this class writes; the number removed."""
         removed = 0
         for entry in _scan(self.folder):
-            if entry.name.endswith((SUFFIX, PROGRAM, ".py", ".part")):
+            if entry.name.endswith((SUFFIX, PROGRAM, TABLE, ".py", ".part")):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
                     removed += 1

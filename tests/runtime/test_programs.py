@@ -69,9 +69,9 @@ def test_what_a_program_depends_on_is_in_its_name(tmp_path, monkeypatch):
     made = []
     real = api.compile_graph
 
-    def compile_graph(graph, skip):
+    def compile_graph(graph, skip, measured):
         made.append(skip)
-        return real(graph, skip)
+        return real(graph, skip, measured)
 
     monkeypatch.setattr(api, "compile_graph", compile_graph)
     options = Options(threads=1, cache_folder=tmp_path)
@@ -83,7 +83,7 @@ def test_what_a_program_depends_on_is_in_its_name(tmp_path, monkeypatch):
     assert len(made) == 2 and direct.program != first.program
     api.make_runner(lamina.loads(NET.replace("[B,", "[2,")).Net().graph, options)
     assert len(made) == 3
-    monkeypatch.setattr(api, "_compiler", lambda: "another text")
+    monkeypatch.setattr(api, "compiler_text", lambda: "another text")
     api.make_runner(graph, options)
     assert len(made) == 4
 
