@@ -111,3 +111,17 @@ def test_the_command_prints_them_below_the_graph():
     assert f"In all {2 * 4 * 3 * 400:,} in every run, and " in table
     assert "moves in memory" not in run("--stage", "layout")
     assert "backward" in run("--stage", "fused", "--train").partition("moves in memory")[2]
+
+
+def test_an_image_with_a_border_is_moved_once():
+    # Into the border and channels last at once, for the convolution and for its weights' gradient.
+    text = """model Stem {
+  input image: f32[B, 3, 9, 9]
+  output logits = image -> a: conv(8, kernel=3, stride=2, padding=1) -> flatten -> b: linear(2)
+}
+"""
+    graph = lamina.loads(text).Stem().value_and_grad(
+        "cross_entropy(logits, label)", target="numpy").graph
+    found = moves_of(run_passes(graph)[-1].graph, 2)
+    assert [one.what for one in found if one.of == "a: pad"] == ["fill", "copy"]
+    assert not any("`image`" in one.why for one in found)

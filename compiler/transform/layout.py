@@ -48,13 +48,20 @@ def _sink_transposes(builder: Builder, node: Node, inputs) -> tuple[Value, ...] 
     m = GraphMath(builder)
     xs = [Var(m, value) for value in inputs]
     below = [_below(builder, value) for value in inputs]
-    if node.op.name == "transpose" and below[0] is not None and \
-            node.attributes["perm"] == TO_LAST:
-        return (below[0],)
+    if node.op.name == "transpose" and node.attributes["perm"] == TO_LAST:
+        return (below[0],) if below[0] is not None else _bordered_input(m, builder.node(inputs[0]))
     if node.type.rank != 4 or not any(value is not None for value in below):
         return None
     mover = ELEMENTWISE if node.op.kind == "elementwise" else MOVERS.get(node.op.name)
     return mover(m, node, xs, below) if mover else None
+
+
+def _bordered_input(m: GraphMath, pad: Node) -> tuple[Value, ...] | None:
+    """An input with a border, channels last: it takes its order as it is copied into the border."""
+    if pad.op.name != "pad" or m.builder.node(pad.inputs[0]).op.name != "input":
+        return None
+    attrs = _permuted(pad, ("lo", "hi", "interior"))
+    return (m.apply(pad.op, (_last(m, Var(m, pad.inputs[0])),), attrs).value,)
 
 
 def _below(builder: Builder, value: Value) -> Value | None:
