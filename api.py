@@ -51,7 +51,7 @@ from lamina.compiler.options import TARGETS, Measured, Options, from_environment
 from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
-from lamina.compiler.transform.pipeline import Stage, optional, run_passes
+from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
 from lamina.compiler.transform.training import Rule, trainable, training_step
 from lamina.compiler.transform.winograd import TUNED, followed
 from lamina.runtime import program as program_format
@@ -95,10 +95,8 @@ def compile_graph(graph: Graph, skip: frozenset[str] = frozenset(),
                   measured: Measured | None = None) -> Program:
     """The CPU Program of a graph."""
     stages = run_passes(graph, skip=skip, measured=measured)
-    meta = {}
-    if measured is not None:  # told of what stands before the choice
-        names = [stage.name for stage in stages]
-        meta = {TUNED: followed(stages[names.index("winograd") - 1].graph, measured)}
+    before = graph_before(stages, "winograd")
+    meta = {TUNED: followed(before, measured)} if measured and before else {}
     return lower(stages[-1].graph, vector_width(), meta)
 
 

@@ -16,7 +16,7 @@ from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.types import substitute
 from lamina.compiler.ops.define import REGISTRY, GraphMath
 from lamina.compiler.options import Measured, Options
-from lamina.compiler.transform.pipeline import optional, run_passes
+from lamina.compiler.transform.pipeline import graph_before, optional, run_passes
 from lamina.compiler.transform.training import UPDATE
 from lamina.compiler.transform.winograd import (
     DIRECT,
@@ -32,7 +32,6 @@ from lamina.runtime.tuned import add_times, read_times, table_key
 
 ENOUGH = 0.3  # seconds of work for each algorithm of a contraction
 LEAST, MOST = 3, 30  # runs that are timed, of which the fastest counts
-BEFORE = "pointwise"  # the last pass before the choice
 RESULT = "y"
 
 Shapes = tuple[bool, tuple[int, ...], tuple[int, ...]]  # of weights?, NHWC result, weights
@@ -87,7 +86,8 @@ def note(runner: Runner) -> str:
 def convolutions(graph: Graph, measured: Measured, skip: frozenset[str]) -> dict[str, Shapes]:
     """The convolutions between whose algorithms there is a choice, with their sizes, by key."""
     found: dict[str, Shapes] = {}
-    for gradient, result, weights in choices(run_passes(graph, BEFORE, optional(skip))[-1].graph):
+    before = graph_before(run_passes(graph, "winograd", optional(skip)), "winograd")
+    for gradient, result, weights in choices(before) if before else ():
         key = contraction_key(gradient, result, weights, measured)
         if key:
             found[key] = (gradient, *(tuple(substitute(size, measured.sizes) for size in shape)

@@ -116,6 +116,10 @@ def test_nothing_is_read_or_measured_unasked(graph, options, counted):
                 replace(options, skip=frozenset({"winograd"}))):
         assert tuning.tuned(graph, SIZES, one) is one
     assert not counted
+    tuning.tuned(graph, {"B": 5}, replace(options, skip=frozenset({"pointwise", "fuse"})))
+    assert len(counted) == 6
+    left_out = replace(options, skip=frozenset({"winograd"}), measured=fake(**{C: WINOGRAD}))
+    assert tuning.note(api.make_runner(graph, left_out)) == ""
     plain = api.make_runner(graph, replace(options, tune=False))
     assert titles(plain.program) == titles(api.compile_graph(graph)) and tuning.note(plain) == ""
 

@@ -83,6 +83,12 @@ class Stage:
     seconds: float
 
 
+def graph_before(stages: list[Stage], name: str) -> Graph | None:
+    """What a pass was given, or None where it did not run."""
+    names = [stage.name for stage in stages]
+    return stages[names.index(name) - 1].graph if name in names else None
+
+
 def run_passes(graph: Graph, stop_after: str = "", skip: frozenset[str] = frozenset(),
                check: bool = False, measured: Measured | None = None) -> list[Stage]:
     """All stages from the given graph on; the last is what is lowered.
