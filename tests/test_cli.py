@@ -403,7 +403,7 @@ def test_bench_has_the_documented_keys():
     assert code == 0
     assert set(json.loads(text)) == {
         "model", "target", "mode", "batch", "input", "threads", "median_s", "min_s", "compile_s",
-        "start_s", "peak_rss_mb", "arena_mb", "gflops", "gemm_gflops", "left_out"}
+        "start_s", "peak_rss_mb", "arena_mb", "gflops", "gemm_gflops", "left_out", "tuned"}
 
 
 def test_a_bad_environment_is_a_message(monkeypatch):
