@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from dataclasses import asdict, replace
+from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,13 +47,23 @@ from lamina.compiler.ir.types import NUMPY_TYPES, TensorType, to_size
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.initial import initialize
 from lamina.compiler.ops.losses import ERRORS
-from lamina.compiler.options import TARGETS, Every, Options, check_every, from_environment
+from lamina.compiler.options import (
+    TARGETS,
+    Every,
+    Measured,
+    Options,
+    check_every,
+    from_environment,
+)
 from lamina.compiler.reference import Interpreter, bind
 from lamina.compiler.syntax import ast
 from lamina.compiler.transform.autodiff import add_gradients
-from lamina.compiler.transform.pipeline import Stage, optional, run_passes
+from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
 from lamina.compiler.transform.recompute import recompute
 from lamina.compiler.transform.training import Rule, trainable, training_step
+from lamina.compiler.transform.winograd import TUNED, followed
+from lamina.runtime import program as program_format
+from lamina.runtime.cache import Cache, default_folder
 from lamina.runtime.cpu.executor import Executor
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.data.dataset import Input
@@ -62,6 +74,7 @@ from lamina.runtime.job import Job, Keep
 from lamina.runtime.job import Phase as JobPhase
 from lamina.runtime.padding import LENGTHS, pad_inputs
 from lamina.runtime.program import Program
+from lamina.runtime.programs import program_key, remembered
 
 Runner = Executor | Interpreter
 
@@ -86,9 +99,13 @@ def version() -> str:
         return "0.0"
 
 
-def compile_graph(graph: Graph, skip: frozenset[str] = frozenset()) -> Program:
+def compile_graph(graph: Graph, skip: frozenset[str] = frozenset(),
+                  measured: Measured | None = None) -> Program:
     """The CPU Program of a graph."""
-    return lower(run_passes(graph, skip=skip)[-1].graph, vector_width())
+    stages = run_passes(graph, skip=skip, measured=measured)
+    before = graph_before(stages, "winograd")
+    meta = {TUNED: followed(before, measured)} if measured and before else {}
+    return lower(stages[-1].graph, vector_width(), meta)
 
 
 def make_runner(graph: Graph, options: Options) -> Runner:
@@ -97,8 +114,24 @@ def make_runner(graph: Graph, options: Options) -> Runner:
         return Interpreter(graph)
     if options.target != "cpu":
         raise ValueError(f"no target is named {options.target!r}; targets: {', '.join(TARGETS)}")
-    return Executor(compile_graph(graph, optional(options.skip)), options.threads,
-                    options.cache_folder)
+    kept = Cache.open(options.cache_folder or default_folder(os.environ))
+    program = remembered(kept, program_name(graph, options), lambda: compile_graph(
+        graph, optional(options.skip), options.measured))
+    return Executor(program, options.threads, kept, building=options.building)
+
+
+def program_name(graph: Graph, options: Options) -> str:
+    """The name under which the Program of a graph is kept: everything that it depends on."""
+    measured = json.dumps(asdict(options.measured), sort_keys=True) if options.measured else ""
+    return program_key((compiler_text(), format_graph(graph, lines=True), str(vector_width()),
+                        " ".join(sorted(optional(options.skip))), measured))
+
+
+@cache
+def compiler_text() -> str:
+    """What a Program depends on besides its graph: the text of the compiler."""
+    files = [*(Path(__file__).parent / "compiler").rglob("*.py"), Path(program_format.__file__)]
+    return "\0".join([version(), *(path.read_text("utf-8") for path in sorted(files))])
 
 
 class File:
@@ -239,9 +272,13 @@ class Net:
         `decode(weights, src=[[4, 8, 2]], policy=Policy("beam"))`. Raises ValueError for a model
         without `choose`.
         """
+        return self.decoding(_options(target, threads))
+
+    def decoding(self, options: Options) -> Decoding:
+        """The same with all options."""
         if not self.chooses:
             raise ValueError(f"{self.definition.name} has no scan that uses `choose`")
-        return Decoding(self._decoding, _options(target, threads))
+        return Decoding(self._decoding, options)
 
     def value_and_grad(self, loss: str, target: str = "cpu", threads: int | None = None,
                        train: bool = True, checkpoint_every: Every = None) -> Gradient:

@@ -31,6 +31,9 @@ OVERRIDE = click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE",
                         help="Set a model's or a recipe's setting.")
 TARGET = click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True)
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Number of threads.")
+TUNE = click.option("--tune", is_flag=True,
+                    help="Run each convolution by the algorithm that is faster here: measured "
+                         "once, then kept. Results differ in rounding.")
 INPUT = click.option("--input", "sizes", multiple=True, metavar="NAME=1x3x224x224",
                      help="Sizes of an input, where the model leaves them open.")
 A_RUN = "A run's folder, or a safetensors file."
@@ -221,22 +224,23 @@ def rf(file: str, path: str | None, inputs: tuple[str, ...], overrides: tuple[st
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @CHECKPOINT
+@TUNE
 @JSON
 @guarded
 def train(file: str, overrides: tuple[str, ...], target: str, threads: int | None,
-          out: Path | None, resume: bool, every: Every, as_json: bool) -> None:
+          out: Path | None, resume: bool, every: Every, tune: bool, as_json: bool) -> None:
     """Train a recipe; checkpoints and a log go to the run's folder."""
     from lamina.commands import views
     from lamina.commands.training import run_training
 
     training = _training(file, overrides)
     folder = out or _run_folder(training, resume)
-    options = _options(target, threads, every)
+    options = _options(target, threads, every, tune)
     if every is not None and not as_json:
         click.echo(f"note: --checkpoint-every {every}: what is not kept is computed again",
                    err=True)
     view = views.Silent() if as_json else \
-        views.TrainingView(training.net.summary(), training.errors)
+        views.TrainingView(training.net.summary(), training.errors, options.building)
     try:
         result = run_training(training, options, folder, resume, view)
     finally:
@@ -379,7 +383,7 @@ STAGES = ("ast", "graph", "backward", "fused", "memory", "kernels")
               help=f"One of {', '.join(STAGES)}, or the name of a pass.")
 @click.option("--train", "for_training", is_flag=True, help="The training step.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
-              help="The batch of the memory plan, and of kernels --why.")
+              help="The batch of the memory plan, of kernels --why and of what fused moves.")
 @CHECKPOINT
 @click.option("--why", "why", is_flag=True,
               help="For kernels: the algorithm of each product and convolution, what it takes, and "
@@ -395,6 +399,7 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
 
     memory: what sets the peak, what is kept for the backward pass or computed again, and every
     buffer's lifetime.
+    fused: below the graph, what is only moved in memory, how many bytes, and why.
     Passes that LAMINA_SKIP names are left out, as in a run.
     """
     from lamina.commands import choices, memory, showing
@@ -414,7 +419,7 @@ def show(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], stage: s
     elif stage == "kernels" and why:
         click.echo(choices.show_choices(graph, batch, rate, _options("cpu", None)))
     else:
-        click.echo(showing.show(graph, stage, why, skip))
+        click.echo(showing.show(graph, stage, why, skip, batch))
 
 
 @main.command()
@@ -493,16 +498,17 @@ def clear(as_json: bool) -> None:
 @CHECKPOINT
 @TARGET
 @THREADS
+@TUNE
 @JSON
 @guarded
 def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: str,
-          batch: int | None, steps: int, every: Every, target: str, threads: int | None,
+          batch: int | None, steps: int, every: Every, target: str, threads: int | None, tune: bool,
           as_json: bool) -> None:
     """Measure a training step or inference, beside the machine's matrix-product rate."""
     from lamina.commands.bench import bench as measure
 
     net, graph = _runnable(file, overrides, sizes, mode == "train", every, "--mode train")
-    found = measure(net, graph, mode, batch, steps, _options(target, threads, every))
+    found = measure(net, graph, mode, batch, steps, _options(target, threads, every, tune))
     console.print_json(found) if as_json else console.print_pairs(found)
 
 
@@ -523,11 +529,12 @@ def bench(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], mode: s
 @CHECKPOINT
 @TARGET
 @THREADS
+@TUNE
 @JSON
 @guarded
 def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_training: bool,
             batch: int | None, rounds: int | None, by: str, order: str, top: int | None,
-            every: Every, target: str, threads: int | None, as_json: bool) -> None:
+            every: Every, target: str, threads: int | None, tune: bool, as_json: bool) -> None:
     """Measure where the time of a run goes, by layer, by kernel or step by step.
 
     For each the time, the multiply-accumulates (MACs) that its kernels do, its rate and what share
@@ -536,7 +543,7 @@ def profile(file: str, overrides: tuple[str, ...], sizes: tuple[str, ...], for_t
     from lamina.commands import profiling, views
 
     net, graph = _runnable(file, overrides, sizes, for_training, every, "--train")
-    found = profiling.measure(net, graph, batch, rounds, _options(target, threads, every))
+    found = profiling.measure(net, graph, batch, rounds, _options(target, threads, every, tune))
     if as_json:
         console.print_json(profiling.profile_json(found, order))
     else:
@@ -680,15 +687,17 @@ def gradflow(file: str, weights: str | None, batches: int, out: Path | None,
 # --- arguments ----------------------------------------------------------------------------------
 
 
-def _options(target: str, threads: int | None, every: Every = None) -> Options:
+def _options(target: str, threads: int | None, every: Every = None, tune: bool = False
+             ) -> Options:
     from lamina.commands.facts import open_cache
 
     options = from_environment()
     warning = open_cache(options).warning if target == "cpu" else ""
     if warning:
         click.echo(f"warning: {warning}", err=True)
+    as_json = click.get_current_context().params.get("as_json", False)
     return replace(options, target=target, threads=threads or options.threads,
-                   checkpoint_every=every)
+                   checkpoint_every=every, building=console.build_line(as_json), tune=tune)
 
 
 def _left_out(name: str = "") -> frozenset[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lamina.api import Net, Runner, initial_values, make_runner, parse_expression
+from lamina.commands.tuning import note, tuned
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 from lamina.compiler.frontend.build import Objective
 from lamina.compiler.inspect.cost import batch_size, summarize
@@ -37,8 +38,9 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
     """
     forward = net.graph
     batch = choose_batch(forward, batch)
-    start = time.perf_counter()
     program = graph if mode == "train" and graph is not None else forward
+    options = tuned(program, example_sizes(program, batch), options)
+    start = time.perf_counter()
     runner = make_runner(program, options)
     runner.set_params(initial_values(program, 0))
     compiled = time.perf_counter() - start
@@ -56,6 +58,7 @@ def bench(net: Net, graph: Graph | None, mode: str, batch: int | None, steps: in
         "input": sizes_text(forward, batch), "threads": getattr(runner, "threads", 1),
         "left_out": " ".join(sorted(options.skip)) or None,
         "checkpoint_every": options.checkpoint_every,
+        "tuned": note(runner) or None,
         "median_s": median, "min_s": least, "compile_s": compiled, "start_s": started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA,
         "arena_mb": _arena(runner, program, batch), "gflops": float(flops) / median / 1e9,

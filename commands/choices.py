@@ -10,21 +10,25 @@ from textwrap import wrap
 from lamina.commands.bench import GEMM_SIZE, example_sizes, gemm_rate
 from lamina.commands.profiling import GEMM_ROUNDS
 from lamina.commands.tables import text_table
+from lamina.commands.tuning import remembered
 from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph, Node
 from lamina.compiler.ir.types import Dim, substitute
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.control import SCAN
-from lamina.compiler.options import Options
+from lamina.compiler.options import Measured, Options
 from lamina.compiler.transform.fuse import Refusal, groups_of
 from lamina.compiler.transform.pipeline import Stage, optional, run_passes
 from lamina.compiler.transform.pointwise import why_no_product
 from lamina.compiler.transform.winograd import (
+    CONVOLUTIONS,
     PRODUCTS,
     TILES,
     gain_of,
     tile_work,
     tiles_of,
+    times_of,
+    times_text,
     why_direct,
 )
 from lamina.runtime.cpu.host import vector_width
@@ -64,8 +68,12 @@ class Choice:
     apart: tuple[tuple[str, str], ...] = ()
 
 
-def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset()) -> list[Choice]:
-    """Every contraction of a graph's Program in the order in which they run."""
+def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
+               measured: Measured | None = None) -> list[Choice]:
+    """Every contraction of a graph's Program in the order in which they run.
+
+    `measured` are times to tell beside the reasons; the Program is the one without them.
+    """
     stages = run_passes(graph, skip=skip)
     fused = stages[-1].name == "fuse"
     program = lower(stages[-1].graph, vector_width())
@@ -91,7 +99,8 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset()) -> 
         found.append(Choice(
             step.label, place_text(files, step.layer, step.line), step.part, algorithm,
             _tile(program.kernels[step.kernel]), macs, own, work,
-            _reason(inside, node, algorithm, was, skip), _apart(inside, behind)))
+            _reason(inside, node, algorithm, was, skip) + _times(inside, node, measured),
+            _apart(inside, behind)))
     return found
 
 
@@ -177,6 +186,14 @@ def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
     return f"no {other}: {why or _left_out(left_out)}"
 
 
+def _times(graph: Graph, node: Node, measured: Measured | None) -> str:
+    """What was measured of a convolution on this machine, to stand behind the reason."""
+    if node.op.name not in CONVOLUTIONS:
+        return ""
+    times = times_of(measured, node.op.name.endswith("_grad"), *_image_and_weights(graph, node))
+    return f"; {times_text(times)}" if times else ""
+
+
 def _left_out(names: list[str]) -> str:
     return f"LAMINA_SKIP leaves out {' and '.join(names)}"
 
@@ -193,10 +210,11 @@ def _apart(graph: Graph, behind: tuple[Refusal, ...]) -> tuple[tuple[str, str], 
 def show_choices(graph: Graph, batch: int, rate: float | None, options: Options) -> str:
     """The table of contractions with its total; `rate` in GFLOP/s, None: measured now."""
     skip = optional(options.skip)
-    choices = choices_of(graph, batch, skip)
+    sizes = example_sizes(graph, batch)
+    choices = choices_of(graph, batch, skip, remembered(graph, sizes, options))
     measured = rate is None
     rate = gemm_rate(options, rounds=GEMM_ROUNDS) if rate is None else rate
-    return choices_text(choices, example_sizes(graph, batch), rate, measured, skip)
+    return choices_text(choices, sizes, rate, measured, skip)
 
 
 def choices_text(choices: list[Choice], sizes: Mapping[str, int], rate: float, measured: bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -47,6 +48,34 @@ def print_failure(error: Failure, file: str = "") -> None:
 def print_error(message: str, help: str = "") -> None:
     """An error without a code on standard error."""
     sys.stderr.write(f"error: {message}\n" + (f"help: {help}\n" if help else ""))
+
+
+class BuildLine:
+    """How far the compilation of kernels is: one line on standard error, rewritten in place.
+
+    It stays silent while something else draws on the terminal (then `sys.stderr` is no more what
+    it was), and leaves nothing behind.
+    """
+
+    def __init__(self):
+        self.stream, self.text = sys.stderr, ""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how many kernels of how many are built; nothing when all are."""
+        self.show("" if done >= total else f"compiling kernels {done}/{total}")
+
+    def show(self, text: str) -> None:
+        """Write `text` in place of what the line says, which nothing clears."""
+        if sys.stderr is self.stream and text != self.text:
+            with contextlib.suppress(OSError):
+                self.stream.write(f"\r{text.ljust(len(self.text))}" + "\r" * (not text))
+                self.stream.flush()
+            self.text = text
+
+
+def build_line(as_json: bool = False) -> BuildLine | None:
+    """The line, where standard error is a terminal and no JSON is asked for."""
+    return BuildLine() if sys.stderr.isatty() and not as_json else None
 
 
 def drop_output() -> None:

@@ -192,7 +192,7 @@ def token_errors(training: Training, options: Options, params: Mapping[str, np.n
     against the nearest of its references. Nothing for a model with no source; Failure E416 where
     a user asks for more.
     """
-    decoding = training.net.decoder(options.target, options.threads)
+    decoding = training.net.decoding(options)
     if not decoding.inputs or not decoding.decoder.source:
         if asked.named:
             raise Failure("E416", f"{', '.join(asked.named)}: nothing tells what the model should "

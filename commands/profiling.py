@@ -18,6 +18,7 @@ from lamina.commands.bench import (
     sizes_text,
 )
 from lamina.commands.tables import Column, print_table
+from lamina.commands.tuning import say, tuned
 from lamina.compiler.inspect.cost import summarize
 from lamina.compiler.inspect.owners import origins, place_text
 from lamina.compiler.ir.graph import Graph
@@ -129,7 +130,9 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
     forward = net.graph
     batch = choose_batch(forward, batch)
     whole = forward if graph is None else graph
+    options = tuned(whole, example_sizes(whole, batch), options)
     runner = make_runner(whole, options)
+    say(runner, options)
     assert isinstance(runner, Executor)
     program = runner.program
     runner.set_params(initial_values(whole, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lamina.commands.moves import moves_text
 from lamina.compiler.frontend.library import find_file, read_model
 from lamina.compiler.ir.graph import Graph
 from lamina.compiler.ir.text import format_graph
@@ -26,8 +27,12 @@ def pass_of(stage: str) -> str:
     return "fuse" if stage == "fused" else stage
 
 
-def show(graph: Graph, stage: str, why: bool = False, skip: frozenset[str] = frozenset()) -> str:
-    """A stage of a graph's compilation without the passes `skip`, the memory plan aside."""
+def show(graph: Graph, stage: str, why: bool = False, skip: frozenset[str] = frozenset(),
+         batch: int = 1) -> str:
+    """A stage of a graph's compilation without the passes `skip`, the memory plan aside.
+
+    After the last pass comes what a run of `batch` examples only moves in memory.
+    """
     if stage in ("graph", "backward"):
         return format_graph(graph, lines=True)
     if stage == "kernels":
@@ -36,7 +41,8 @@ def show(graph: Graph, stage: str, why: bool = False, skip: frozenset[str] = fro
     stages = run_passes(graph, stop_after=name, skip=skip)
     if why and name == "fuse":
         return _refusals(stages[-2].graph)
-    return format_graph(stages[-1].graph, lines=True)
+    text = format_graph(stages[-1].graph, lines=True)
+    return f"{text}\n{moves_text(stages[-1].graph, batch)}" if name == PASSES[-1].name else text
 
 
 def _refusals(graph: Graph) -> str:

@@ -66,7 +66,7 @@ def open_model(net: Net, training: Training | None, options: Options, weights: P
     """
     params = read_weights(net.init() if training is None else training.initial(), weights)
     pipeline = open_pipeline(net, training, read_state(weights_file(weights)))
-    decoding = net.decoder(options.target, options.threads) if net.chooses else None
+    decoding = net.decoding(options) if net.chooses else None
     if decoding is not None:
         pipeline = _without_gold(pipeline, decoding)
     texts = decoding is not None or any(pipeline.vocabulary(entry.key) for entry in pipeline.inputs)

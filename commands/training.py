@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lamina.api import Training, make_runner
+from lamina.api import Runner, Training, make_runner
+from lamina.commands.bench import example_sizes
 from lamina.commands.decoding import Wish, require_choice, token_errors
+from lamina.commands.tuning import say, tuned
+from lamina.compiler.ir.graph import Graph
 from lamina.compiler.options import Options
 from lamina.compiler.syntax import ast
 from lamina.runtime.checkpoint import (
@@ -33,9 +36,15 @@ def run_training(training: Training, options: Options, folder: Path, resume: boo
     job = training.job()
     for phase in range(len(job.phases)):
         training.frozen(phase)  # a pattern that matches nothing is said before any work
-    evaluator = (lambda: make_runner(training.evaluation.graph, options)) if job.valid else None
+
+    def runner(graph: Graph) -> Runner:
+        made = make_runner(graph, tuned(graph, example_sizes(graph, job.batch), options))
+        say(made, options)
+        return made
+
+    evaluator = (lambda: runner(training.evaluation.graph)) if job.valid else None
     every = options.checkpoint_every
-    return train(job, lambda phase: make_runner(training.step(phase, every), options), evaluator,
+    return train(job, lambda phase: runner(training.step(phase, every)), evaluator,
                  initial_weights(training, report), folder, resume, report)
 
 

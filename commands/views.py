@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lamina.commands.console import BuildLine
 from lamina.commands.fields import axes_text
 from lamina.compiler.inspect.cost import LayerRow, Summary, count_text
 from lamina.compiler.inspect.receptive_field import Field
@@ -133,9 +134,9 @@ class Silent:
 class TrainingView:
     """Draws a progress bar on a terminal, a line per epoch elsewhere."""
 
-    def __init__(self, summary: Summary, errors: Sequence[str] = ()):
-        """`errors` are the metrics that are no shares."""
-        self.summary, self.errors = summary, errors
+    def __init__(self, summary: Summary, errors: Sequence[str] = (), line: BuildLine | None = None):
+        """`errors` are the metrics that are no shares, `line` tells that kernels are compiled."""
+        self.summary, self.errors, self.line = summary, errors, line
         self.console = terminal()
         self.live = self.console.is_terminal
         self.progress = Progress(
@@ -143,11 +144,12 @@ class TrainingView:
             TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True), console=self.console, transient=True,
             refresh_per_second=1 / REFRESH)
-        self.status = self.console.status("compiling kernels (kept for the next time)")
         self.task: Any = None
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if self.line is not None:
+            self.line.show("")
         if isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, EpochDone):
@@ -165,11 +167,10 @@ class TrainingView:
 
     def _checked(self) -> None:
         print_summary(self.summary)
-        if self.live:
-            self.status.start()
+        if self.line is not None:
+            self.line.show("compiling")
 
     def _started(self, event: Started) -> None:
-        self.status.stop()
         going = f", going on at step {event.step:,}" if event.step else ""
         self.console.print(f"{event.examples:,} examples, {event.held_out:,} held out, "
                            f"{_several(event.epochs, 'epoch')} of "
@@ -199,7 +200,8 @@ class TrainingView:
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""
-        self.status.stop()
+        if self.line is not None:
+            self.line.show("")
         if self.progress.live.is_started:
             self.progress.stop()
 

@@ -9,8 +9,8 @@ the processor is looked at, in `lamina.runtime.cpu.host`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
@@ -23,12 +23,28 @@ Every = int | str | None  # a number of layers, or AUTO: about the root of their
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the algorithms of convolutions take on a machine, for passes to follow.
+
+    `seconds` by contraction (see `winograd.contraction_key`) and algorithm, "winograd" or
+    "direct"; `sizes` are the numbers for which they were measured of the sizes that a graph leaves
+    open, and `changing` says whether its weights change from run to run, as in training.
+    """
+
+    seconds: Mapping[str, Mapping[str, float]]
+    sizes: Mapping[str, int]
+    changing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How to compile and run. `threads` and `cache_folder` None: as the machine suggests.
 
     `skip` names passes that are left out (see `lamina show --help` for their names).
     `checkpoint_every`: of how many layers a training step keeps the last one's result for the
-    gradient, and computes the others' again; None: it keeps all.
+    gradient, and computes the others' again; None: it keeps all. `building` is called with how many
+    kernels of how many are built, again and again while they are. `tune` asks the commands to
+    measure algorithms, and `measured` is what they then follow.
     """
 
     target: str = "cpu"
@@ -36,6 +52,9 @@ class Options:
     cache_folder: Path | None = None
     skip: frozenset[str] = frozenset()
     checkpoint_every: Every = None
+    building: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
+    tune: bool = False
+    measured: Measured | None = None
 
 
 def check_every(every: Every) -> None:

@@ -1,4 +1,4 @@
-"""A folder of content-named entries: generated kernel sources and their object code.
+"""A folder of content-named entries: kernel sources, their object code, Programs, times.
 
 Names are hashes of everything that the code depends on (`cpu.load.kernel_key`), and each entry
 carries a checksum: a damaged, truncated or unreadable entry counts as absent, so that it is
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAGIC = b"lamina-entry-1\n"
-SUFFIX = ".obj"
+SUFFIX, PROGRAM, TABLE = ".obj", ".program", ".times"
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
@@ -66,10 +66,10 @@ class Cache:
         """The readable source of entry `key`."""
         return self.folder / f"{key}.py"
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, suffix: str = SUFFIX) -> bytes | None:
         """The entry's bytes, or None when it is absent or not exactly what was written."""
         try:
-            data = (self.folder / (key + SUFFIX)).read_bytes()
+            data = (self.folder / (key + suffix)).read_bytes()
         except OSError:
             return None
         head = len(MAGIC) + 32
@@ -78,9 +78,24 @@ class Cache:
             return None
         return body
 
-    def put(self, key: str, body: bytes) -> None:
+    def holds(self, key: str, suffix: str = SUFFIX) -> bool:
+        """Whether there is a file for the entry, sound or not."""
+        return (self.folder / (key + suffix)).exists()
+
+    def put(self, key: str, body: bytes, suffix: str = SUFFIX) -> None:
         """Write an entry; a folder that cannot take it (full, read-only) is left as it was."""
-        self._write(self.folder / (key + SUFFIX), MAGIC + _checksum(key, body) + body)
+        self._write(self.folder / (key + suffix), MAGIC + _checksum(key, body) + body)
+
+    def drop_oldest(self, suffix: str, kept: int) -> None:
+        """Remove entries of a kind but for the `kept` that were written last."""
+        written = []
+        for entry in _scan(self.folder):
+            if entry.name.endswith(suffix):
+                with contextlib.suppress(OSError):
+                    written.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.path))
+        for _, path in sorted(written)[:-kept]:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def put_source(self, key: str, source: str) -> None:
         """Keep a kernel's source for people to read; nothing reads it back."""
@@ -101,7 +116,7 @@ class Cache:
         """Remove every file that this class writes; the number removed."""
         removed = 0
         for entry in _scan(self.folder):
-            if entry.name.endswith((SUFFIX, ".py", ".part")):
+            if entry.name.endswith((SUFFIX, PROGRAM, TABLE, ".py", ".part")):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
                     removed += 1

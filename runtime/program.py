@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FORMAT = 3
+FORMAT = 4
 THREADS = "$threads"  # symbol bound by the executor to the number of threads
 FORWARD, BACKWARD, UPDATING = "forward", "backward", "update"  # parts of a training step
 AGAIN = "again"  # the part of the forward pass that is computed again within the backward pass
@@ -72,7 +72,8 @@ class Step:
     are the multiply-accumulates of one call where the step is a product, a convolution or its
     weight gradient: as many as its sums have terms, zeros of a border too, by any algorithm.
     `label` says for people which nodes it computes, as "layer.path: operators helper". `part` is
-    FORWARD, or AGAIN, BACKWARD or UPDATING where only new parameters need what it computes.
+    FORWARD, or AGAIN, BACKWARD or UPDATING where only new parameters need what it computes. `why`
+    says why a step is there that only moves elements in memory.
     """
 
     kernel: int
@@ -82,6 +83,7 @@ class Step:
     line: int = 0
     macs: Size = 0
     part: str = FORWARD
+    why: str = ""
 
     @property
     def layer(self) -> str:

@@ -404,7 +404,7 @@ def test_bench_has_the_documented_keys():
     assert set(json.loads(text)) == {
         "model", "target", "mode", "batch", "input", "threads", "median_s", "min_s", "compile_s",
         "start_s", "peak_rss_mb", "arena_mb", "gflops", "gemm_gflops", "left_out",
-        "checkpoint_every"}
+        "checkpoint_every", "tuned"}
 
 
 def test_a_bad_environment_is_a_message(monkeypatch):

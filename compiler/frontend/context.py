@@ -69,6 +69,7 @@ class Context:
         self.evaluating: tuple[str, ...] = ()  # constants on the way to the one being evaluated
         self.circular: set[str] = set()  # constants already reported to need themselves
         self.built: set[Any] = set()  # the nodes of the definitions that were instantiated
+        self.segments: dict[int, dict[int, str]] = {}  # of a definition's node, by its id
         self.step: Any = None  # that of the scan which is being built
         self.decoding = False  # whether scans choose their tokens
         self.choosing = False  # whether there is one that does

@@ -42,7 +42,7 @@ def instantiate(caller: Evaluator, definition: Definition, call: ast.Call | None
         return caller.error("E402", f"`{definition.name}` contains itself: {chain}", span,
                             help="a model has a fixed depth: use `repeat`")
     instance = Instance(definition, Scope(definition.scope), path, outer, span,
-                        segments(definition.node.body))
+                        _segments(ctx, definition))
     place = ctx.place
     if definition.library and not outer.definition.library:
         ctx.place = span
@@ -52,6 +52,13 @@ def instantiate(caller: Evaluator, definition: Definition, call: ast.Call | None
         return _run_body(ctx, instance, piped, span)
     finally:
         ctx.place = place
+
+
+def _segments(ctx: Context, definition: Definition) -> dict[int, str]:
+    node = definition.node
+    if id(node) not in ctx.segments:
+        ctx.segments[id(node)] = segments(node.body)
+    return ctx.segments[id(node)]
 
 
 def _recursive(definition: Definition, instance: Instance | None) -> bool:
@@ -324,7 +331,7 @@ def build_model(ctx: Context, definition: Definition,
     ctx.instantiate, ctx.scan = instantiate, run_scan
     span = definition.node.name.span if call is None else call.span
     instance = Instance(definition, Scope(definition.scope), "", None, span,
-                        segments(definition.node.body))
+                        _segments(ctx, definition))
     outside = Evaluator(ctx, instance, definition.scope)
     if not bind_arguments(outside, instance, call, span):
         return BROKEN, instance

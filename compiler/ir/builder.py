@@ -62,6 +62,26 @@ class Builder:
             return folded
         return self._add(op, tuple(inputs), frozen, outs, body, key)
 
+    def repeat(self, graph: Graph, node: Node, inputs: tuple[Value, ...]) -> Value:
+        """Emit a node of `graph` upon new operands, at its own place in the source.
+
+        Where those have the types of the old ones, what was checked and inferred for it holds.
+        """
+        constant = bool(inputs) and all(self.node(v).op.name == "const" for v in inputs)
+        for value, old in zip(inputs, node.inputs, strict=True):
+            now, before = self.type(value), graph.type(old)
+            if constant or now is not before and now != before:
+                with self.at(node.span, node.path):
+                    return self.emit(node.op, inputs, node.attributes, node.body)
+        key = _sharing_key(node.op, inputs, node.attrs, node.body)
+        number = len(self._nodes)
+        if node.op.pure and self._known.setdefault(key, number) != number:
+            return Value(self._known[key])
+        same = node.id == number and node.inputs == inputs
+        self._nodes.append(node if same else Node(number, node.op, inputs, node.attrs, node.outs,
+                                                  node.body, node.span, node.path))
+        return Value(number)
+
     def _add(self, op: Op, inputs, frozen, outs, body, key) -> Value:
         span, path = self._place
         node = Node(len(self._nodes), op, inputs, frozen, outs, body, span, path)
@@ -113,6 +133,8 @@ class Builder:
         """
         outputs = tuple(outputs)
         live = self.live([value for _, value in outputs], keep_sources)
+        if len(live) == len(self._nodes):
+            return Graph(self.name, self._nodes, outputs, scopes)
         number = {old: new for new, old in enumerate(sorted(live))}
         nodes = [_renumber(self._nodes[old], number) for old in sorted(live)]
         kept = [Scope(s.path, s.callee, Value(number[s.result.node], s.result.port), s.span, s.leaf)

@@ -6,7 +6,7 @@ by operand index and carry the producer's port. This is the only file that impor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,10 @@ class Graph:
                 net.add_edge(value.node, node.id, key=index, port=value.port)
         return networkx.freeze(net)
 
+    @cached_property
+    def _readers(self) -> dict[int, Collection[int]]:
+        return dict(self._net.adjacency())
+
     def __repr__(self) -> str:
         outputs = ", ".join(f"{name}: {self.type(value)}" for name, value in self.outputs)
         return f"<Graph {self.name} of {len(self.nodes)} nodes; outputs: {outputs}>"
@@ -120,9 +124,14 @@ class Graph:
 
     def reachable(self, value: Value) -> set[int]:
         """Ids of all nodes that depend on `value`'s node."""
-        import networkx
-
-        return networkx.descendants(self._net, value.node)
+        found: set[int] = set()
+        open = [value.node]
+        while open:  # networkx's own search is ten times as slow, and passes ask often
+            for reader in self._readers[open.pop()]:
+                if reader not in found:
+                    found.add(reader)
+                    open.append(reader)
+        return found
 
     def __eq__(self, other: object) -> bool:
         return (isinstance(other, Graph) and self.name == other.name

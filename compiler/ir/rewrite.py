@@ -29,11 +29,14 @@ def copy_into(builder: Builder, graph: Graph, rule: Rewrite | None = None) -> di
     values: dict[Value, Value] = {}
     for node in graph.nodes:
         inputs = tuple(values[value] for value in node.inputs)
-        with builder.at(node.span, node.path):
-            results = rule(builder, node, inputs) if rule else None
-            if results is None:
-                first = builder.emit(node.op, inputs, node.attributes, node.body)
-                results = tuple(Value(first.node, port) for port in range(len(node.outs)))
+        results = None
+        if rule is not None:
+            with builder.at(node.span, node.path):
+                results = rule(builder, node, inputs)
+        if results is None:
+            first = builder.repeat(graph, node, inputs)
+            results = (first,) if len(node.outs) == 1 else \
+                tuple(Value(first.node, port) for port in range(len(node.outs)))
         for port, value in enumerate(results):
             values[Value(node.id, port)] = value
     return values

@@ -14,6 +14,7 @@ from lamina.compiler.lower import views
 from lamina.compiler.lower.emit_cpu import emit_loops
 from lamina.compiler.lower.kernel_text import Emitted
 from lamina.compiler.lower.loops import LoopProgram, build_loops
+from lamina.compiler.lower.moves import why_copied, why_filled
 from lamina.compiler.lower.reductions import (
     chunk_count,
     emit_combine,
@@ -47,6 +48,7 @@ class Lowering:
         self.sources: list[Kernel] = []
         self.view_of: dict[Value, View] = {}
         self.place = Place("", 0)
+        self.node: Node | None = None  # what is being lowered
         self.targets: dict[Value, View] = {}  # where a value must be written
         self.indices: dict[tuple, int] = {}  # buffers of the winners of max pools
         self.loops: list[Loop] = []
@@ -115,15 +117,16 @@ class Lowering:
         buffer = self.temp(tuple(to_size(n) for n in type.shape), type.dtype, what=what)
         return views.dense(buffer, type.shape, type.dtype)
 
-    def step(self, emitted: Emitted, what: str = "") -> None:
+    def step(self, emitted: Emitted, what: str = "", why: str = "") -> None:
         """Append a call of an emitted kernel."""
-        self.call(emitted.source, emitted.args, emitted.work, what)
+        self.call(emitted.source, emitted.args, emitted.work, what, why=why)
 
-    def call(self, source: str, args, work: Size, what: str = "", macs: Size = 0) -> None:
+    def call(self, source: str, args, work: Size, what: str = "", macs: Size = 0, why: str = ""
+             ) -> None:
         """Append a call of a kernel text."""
         label = f"{self.place.label} {what}".strip()
         self.steps.append(Step(self.kernel(source), tuple(args), work, label, self.place.line,
-                               macs, self.place.part))
+                               macs, self.place.part, why))
 
     def kernel(self, source: str) -> int:
         """The number of a kernel text; equal texts are one kernel."""
@@ -149,8 +152,8 @@ class Lowering:
         """The view itself where it has no gaps, else a dense copy."""
         return view if view.is_packed else self.copy(view)
 
-    def copy(self, source: View, target: View | None = None) -> View:
-        """Copy elements to new dense memory, or to `target`.
+    def copy(self, source: View, target: View | None = None, why: str = "") -> View:
+        """Copy elements to new dense memory, or to `target`; `why` without what the node tells.
 
         An input, which nothing changes, is copied once for all that want it so.
         """
@@ -161,19 +164,26 @@ class Lowering:
             if self.buffers[source.buffer].kind == "input" and self.ahead is None:
                 self.copies[source] = target
             with self.once(source, target):
-                return self.copy(source, target)
+                return self.copy(source, target, why)
         body = Builder("body")
         x = body.emit(REGISTRY["input"], (), {"name": "x0", "shape": source.shape,
                                               "dtype": source.dtype})
-        self.loop(body.finish([("y0", x)]), [source], [target], "copy")
+        self.loop(body.finish([("y0", x)]), [source], [target], "copy",
+                  why or self._why_copied(source))
         return target
+
+    def _why_copied(self, source: View) -> str:
+        inputs = self.node.inputs if self.node else ()
+        operand = next((value for value in inputs if value in self.view_of and
+                        self.view_of[value].buffer == source.buffer), None)
+        return why_copied(self.graph, self.node, source, self.buffers[source.buffer], operand)
 
     def fill(self, target: View, value: float) -> None:
         """Set all elements of a dense target."""
         body = Builder("body")
         const = body.emit(REGISTRY["const"], (), {"value": value, "dtype": target.dtype})
         filled = body.emit(REGISTRY["broadcast_to"], (const,), {"shape": target.shape})
-        self.loop(body.finish([("y0", filled)]), [], [target], "fill")
+        self.loop(body.finish([("y0", filled)]), [], [target], "fill", why_filled(self.node))
 
     def constant(self, value: Value) -> View:
         """Write a constant that some operator needs in memory."""
@@ -181,16 +191,18 @@ class Lowering:
         target = self.result(value)
         body = Builder("body")
         result = body.emit(node.op, (), node.attributes)
-        self.loop(body.finish([("y0", result)]), [], [target], "constant")
+        self.loop(body.finish([("y0", result)]), [], [target], "constant",
+                  "an operator reads this constant from memory")
         return target
 
     # --- loops ----------------------------------------------------------------------------------
 
-    def loop(self, body: Graph, operands: list[View], results: list[View], what: str) -> None:
+    def loop(self, body: Graph, operands: list[View], results: list[View], what: str,
+             why: str = "") -> None:
         """Append the kernels of a loop body."""
         loops = build_loops(body, operands, results)
         if loops.kind != "column":
-            self.step(emit_loops(loops), what)
+            self.step(emit_loops(loops), what, why)
             return
         self.columns(loops, what)
 

@@ -11,6 +11,7 @@ from lamina.compiler.ir.types import Dim, TensorType, symbols_of, to_size
 from lamina.compiler.lower import contractions, views
 from lamina.compiler.lower.core import Handler, Lowering, Place
 from lamina.compiler.lower.kernels import reads_its_own_element
+from lamina.compiler.lower.moves import why_output
 from lamina.compiler.lower.scans import lower_scan
 from lamina.compiler.lower.views import View
 from lamina.compiler.lower.windows import plan_indices
@@ -260,6 +261,7 @@ def _walk(low: Lowering, parts: Mapping[int, str] | None = None) -> None:
             continue
         part = around.part if parts is None else parts.get(node.id, FORWARD)
         low.place = replace(_place(node, layer_of(around.label)), part=part)
+        low.node = node
         handler = HANDLERS.get(node.op.name)
         if handler is None and node.op.kind in ("elementwise", "reduce", "random"):
             handler = _alone
@@ -335,13 +337,14 @@ def _finish_outputs(low: Lowering) -> None:
             if source == target:
                 continue
             if low.buffers[source.buffer].kind == "param":  # it may be overwritten meanwhile
-                source = low.copy(source)
+                source = low.copy(source, why="parameters change places")
             updates.append((source, target))
         elif low.buffers[source.buffer].key != name or source.offset != 0 or \
                 not source.is_packed:
-            low.copy(source, _output_buffer(low, name, low.graph.type(value)))
+            low.copy(source, _output_buffer(low, name, low.graph.type(value)),
+                     why_output(name, source, low.buffers[source.buffer]))
     for source, target in updates:
-        low.copy(source, target)
+        low.copy(source, target, "a parameter takes its new value when nothing reads the old one")
 
 
 def _with_lifetimes(buffers: list[Buffer], steps: list[Step], loops: list[Loop]

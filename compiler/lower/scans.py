@@ -29,7 +29,8 @@ def lower_scan(low: Lowering, node: Node, walk: Walk) -> None:
     kept = [low.fresh(TensorType((count + 1, *type.shape), type.dtype))
             for type in node.outs[:states]]
     for k, memory in enumerate(kept):
-        low.copy(low.view(node.inputs[k]), entry(memory, count if backwards else 0))
+        low.copy(low.view(node.inputs[k]), entry(memory, count if backwards else 0),
+                 "a state's first value goes before those of all steps")
     after_sequences = node.inputs[states + attrs["sequences"]:]
     inner = low.within(body, [low.view(value) for value in after_sequences])
     for k, value in enumerate(node.inputs):
@@ -56,7 +57,7 @@ def lower_scan(low: Lowering, node: Node, walk: Walk) -> None:
     for value, place in written:
         source = inner.view(value)
         if source != place:
-            low.copy(source, place)
+            low.copy(source, place, "what a step gives goes among those of all steps")
     _put_ahead(low, inner, first, inner_loops)
     first += len(inner.ahead or ())
     if len(low.steps) > first:

@@ -26,8 +26,8 @@ def expand_underived(graph: Graph) -> Graph:
     def rule(builder, node, inputs):
         return expand(builder, node, inputs) if node.op.body and node.op.vjp is None else None
 
-    while (expanded := rewrite(graph, rule)) is not graph:
-        graph = expanded
+    while any(node.op.body and node.op.vjp is None for node in graph.nodes):
+        graph = rewrite(graph, rule)
     return graph
 
 
@@ -60,8 +60,9 @@ def propagate(builder: Builder, graph: Graph, values: Mapping[Value, Value],
               seeds: Mapping[Value, Var], wrt: Sequence[Value]) -> list[Value]:
     """Emit the gradients of values of `graph`, already in `builder`, from those of others."""
     needed = {value.node for value in wrt}
-    for value in wrt:
-        needed |= graph.reachable(value)
+    for node in graph.nodes:  # and all that depends on those
+        if any(value.node in needed for value in node.inputs):
+            needed.add(node.id)
     m = GraphMath(builder)
     cotangents = dict(seeds)
     for node in reversed(graph.nodes):

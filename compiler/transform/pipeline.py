@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from lamina.compiler.errors import CompileError, Diagnostic, Source, Span
 from lamina.compiler.ir.builder import Builder
@@ -12,6 +13,7 @@ from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.verify import verify
 from lamina.compiler.ops.control import SCAN
+from lamina.compiler.options import Measured
 from lamina.compiler.transform.decompose import decompose
 from lamina.compiler.transform.fractional import fractional
 from lamina.compiler.transform.fuse import fuse
@@ -85,12 +87,19 @@ class Stage:
     seconds: float
 
 
+def graph_before(stages: list[Stage], name: str) -> Graph | None:
+    """What a pass was given, or None where it did not run."""
+    names = [stage.name for stage in stages]
+    return stages[names.index(name) - 1].graph if name in names else None
+
+
 def run_passes(graph: Graph, stop_after: str = "", skip: frozenset[str] = frozenset(),
-               check: bool = False) -> list[Stage]:
+               check: bool = False, measured: Measured | None = None) -> list[Stage]:
     """All stages from the given graph on; the last is what is lowered.
 
     `stop_after` ends after that pass, `skip` leaves out optional passes, `check` verifies the
-    graph after each. Raises ValueError for names that are no pass.
+    graph after each, `measured` are times that decide between algorithms. Raises ValueError for
+    names that are no pass.
     """
     known = {p.name for p in PASSES}
     for name in {stop_after, *skip} - {""}:
@@ -102,7 +111,9 @@ def run_passes(graph: Graph, stop_after: str = "", skip: frozenset[str] = frozen
         if one.name in skip and one.optional:
             continue
         start = time.perf_counter()
-        graph = one.run(graph)
+        run = one.run if measured is None or one.name != "winograd" else \
+            in_scans(partial(winograd, measured=measured))
+        graph = run(graph)
         stages.append(Stage(one.name, graph, time.perf_counter() - start))
         if check:
             verify(graph, one.name)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from lamina.runtime.cache import Cache, default_folder
-from lamina.runtime.cpu.load import load
+from lamina.runtime.cpu.load import Building, load
 from lamina.runtime.cpu.plan import DTYPES, GUARD, Plan, aligned, make_plan, nbytes
 from lamina.runtime.cpu.threads import (
     SHARE,
@@ -84,9 +84,10 @@ class _Ready:
 class Executor:
     """A Program with its parameters, threads and memory.
 
-    `cache_folder`: where compiled kernels are kept (None: the user's cache folder).
+    `cache`: where compiled kernels are kept, or its folder (None: the user's cache folder).
     `check_memory`: fill memory with signalling NaNs before its first use and put canaries
     between buffers; raises MemoryDamage naming the step (slow, for tests).
+    `building` is called with how many kernels of how many are built, where some are not kept.
     `warning` holds what a user should be told (a refused cache folder), or an empty text.
     """
 
@@ -94,19 +95,21 @@ class Executor:
         self,
         program: Program,
         threads: int | None = None,
-        cache_folder: Path | str | None = None,
+        cache: Cache | Path | str | None = None,
         check_memory: bool = False,
+        building: Building | None = None,
     ):
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         self.program = program
         self.check_memory = check_memory
-        folder = default_folder(os.environ) if cache_folder is None else Path(cache_folder)
-        self._cache = cache = Cache.open(folder)
+        if not isinstance(cache, Cache):
+            cache = Cache.open(default_folder(os.environ) if cache is None else Path(cache))
+        self._cache = cache
         self.warning = cache.warning
         count = threads or available_cores()
         walker, share, *self._kernels = load(
-            [WALKER, SHARE, *(kernel.source for kernel in program.kernels)], cache
+            [WALKER, SHARE, *(kernel.source for kernel in program.kernels)], cache, building
         )
         self._threads = Threads(count, walker, share)
         self._lock = threading.Lock()

@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import llvmlite
@@ -25,6 +25,9 @@ from lamina.runtime.cache import Cache
 from lamina.runtime.cpu import host
 from lamina.runtime.errors import Failure, show
 
+Building = Callable[[int, int], None]  # called with how many kernels of how many are built
+
+LOOK_EVERY = 0.1  # seconds between two looks at what workers have built
 KERNELS_PER_WORKER = 4  # a worker takes 0.7 s to start, a kernel 0.1 to 0.3 s to compile
 
 
@@ -54,8 +57,8 @@ def kernel_key(source: str) -> str:
     return hashlib.sha256(f"{_toolchain()}\0{source}".encode()).hexdigest()[:32]
 
 
-def load(sources: Sequence[str], cache: Cache) -> list[int]:
-    """The addresses of the kernels, in order.
+def load(sources: Sequence[str], cache: Cache, building: Building | None = None) -> list[int]:
+    """The addresses of the kernels, in order; `building` hears how far those not kept are.
 
     Raises KernelError when one does not build, Failure E704 when the cache takes no more.
     """
@@ -64,7 +67,7 @@ def load(sources: Sequence[str], cache: Cache) -> list[int]:
     found = {key: cache.get(key) for key in missing}
     cold = {key: missing[key] for key, body in found.items() if body is None}
     if cold:
-        found.update(_build(cold, cache))
+        found.update(_build(cold, cache, building))
     for key, body in found.items():
         _LINKED[key] = _link(body)
     return [_LINKED[key][0] for key in keys]
@@ -97,12 +100,19 @@ def _initialize() -> None:
         llvm.add_symbol(name, stand_in)
 
 
-def _build(cold: dict[str, str], cache: Cache) -> dict[str, bytes]:
+def _build(cold: dict[str, str], cache: Cache, building: Building | None) -> dict[str, bytes]:
     """Compile in worker processes; the new entries' bytes by key."""
     target = cache.scratch()
     for key, source in cold.items():
         target.put_source(key, source)
-    words = _run([_start(share, target.folder) for share in _shares(cold)])
+    workers = [_start(share, target.folder) for share in _shares(cold)]
+    if building is None:
+        words = _run(workers)
+    else:
+        try:
+            words = _run(workers, lambda: building(sum(map(target.holds, cold)), len(cold)))
+        finally:
+            building(len(cold), len(cold))
     found = {key: target.get(key) for key in cold}
     if any(body is None for body in found.values()):
         if any(words):
@@ -112,18 +122,30 @@ def _build(cold: dict[str, str], cache: Cache) -> dict[str, bytes]:
     return found
 
 
-def _run(workers: list[tuple[subprocess.Popen, str]]) -> list[str]:
-    """What the workers say on standard error, after all of them have worked side by side."""
+def _run(workers: list[tuple[subprocess.Popen, str]], look: Callable[[], None] | None = None
+         ) -> list[str]:
+    """What the workers say on standard error, after all of them have worked side by side.
+
+    `look` is called again and again until they end.
+    """
     try:
         for process, request in workers:
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it ended early
                 pipe.write(request)
             process.stdin = None
-        return [process.communicate()[1] for process, _ in workers]
+        return [_wait(process, look) for process, _ in workers]
     except BaseException:  # an interrupt: the workers are in a group of their own
         for process, _ in workers:
             process.kill()
         raise
+
+
+def _wait(process: subprocess.Popen, look: Callable[[], None] | None) -> str:
+    while look is not None:
+        look()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=LOOK_EVERY)[1]
+    return process.communicate()[1]
 
 
 def _shares(cold: dict[str, str]) -> list[list[tuple[str, str]]]:

@@ -71,7 +71,7 @@ def make_plan(program: Program, bindings: Mapping[str, int]) -> Plan:
     )
     advances = tuple(_advances(program, index, begin) for index in range(len(program.steps)))
     work = [evaluate(step.work, begin) for step in program.steps]
-    whole = sum(amount * _times(program, rounds, index) for index, amount in enumerate(work))
+    whole = sum(amount * times_of(program, rounds, index) for index, amount in enumerate(work))
     small = SMALL_WORK if whole >= SMALL_RUN else SMALL_RUN
     single = tuple(amount < small for amount in work)
     return Plan(
@@ -107,7 +107,7 @@ def _advances(program: Program, index: int, begin: Mapping[str, int]
     return tuple(found)
 
 
-def _times(program: Program, rounds: Sequence[int], index: int) -> int:
+def times_of(program: Program, rounds: Sequence[int], index: int) -> int:
     """How often a step runs."""
     times = 1
     for loop, count in zip(program.loops, rounds, strict=True):
@@ -117,7 +117,7 @@ def _times(program: Program, rounds: Sequence[int], index: int) -> int:
 
 def total_macs(program: Program, plan: Plan) -> tuple[int, ...]:
     """The multiply-accumulates of each step in a whole run, all rounds of loops together."""
-    return tuple(evaluate(step.macs, plan.bindings) * _times(program, plan.rounds, index)
+    return tuple(evaluate(step.macs, plan.bindings) * times_of(program, plan.rounds, index)
                  for index, step in enumerate(program.steps))
 
 

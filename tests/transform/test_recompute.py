@@ -283,7 +283,8 @@ def test_updates_come_as_soon_as_they_can(optimizer):
 def test_a_deep_chain_takes_the_root_of_its_memory():
     """64 layers: 8 are kept and 8 at a time are computed again, where 64 were kept.
 
-    That is 1/4, and a little for gradients. The price is less than one more forward pass, which is a third of a step.
+    That is 1/4, and a little for gradients. The price is less than one more forward pass, which is
+    a third of a step.
     """
     sizes = {"B": 64}  # scratch, which is the same for any batch, must not count
     plain, full = planned(step_of("Deep")[0], sizes)
