@@ -107,7 +107,7 @@ def test_the_command_prints_them_below_the_graph():
     text = run("--stage", "fused", "--batch", "3")
     graph, _, table = text.partition("moves in memory that remain, for B = 3\n")
     assert graph.startswith("graph LeNet5 {") and graph.rstrip().endswith("}")
-    assert re.search(rf"^ +{2 * 4 * 3 * 400:,}  copy  +reshape +lenet5.lam:10 +\[1\]$", table, re.M)
+    assert re.search(rf"^ +{2 * 4 * 3 * 400:,}  copy  +reshape +lenet5.lam:10 +\[2\]$", table, re.M)
     assert f"In all {2 * 4 * 3 * 400:,} in every run, and " in table
     assert "moves in memory" not in run("--stage", "layout")
     assert "backward" in run("--stage", "fused", "--train").partition("moves in memory")[2]

@@ -18,12 +18,12 @@ from lamina.runtime.cache import TABLE, Cache
 from lamina.runtime.tuned import add_times, read_times
 
 NET = """model Net {
-  input image: f32[B, 16, 12, 12]
+  input image: f32[B, 16, 6, 6]
   output y = image -> a: conv(16, kernel=3, padding=1) -> relu -> b: conv(64, kernel=3, padding=1)
     -> relu -> c: conv(64, kernel=3, padding=1) -> relu -> d: conv(8, kernel=3, stride=2)
 }
 """
-A, B, C = (f"convolution 2x12x12 {channels} by 3" for channels in
+A, B, C = (f"convolution 2x6x6 {channels} by 3" for channels in
            ("16 to 16", "16 to 64", "64 to 64"))
 SIZES = {"B": 2}
 
@@ -80,7 +80,7 @@ def test_the_choice_follows_the_table(graph):
 def test_numbers_agree_with_and_without(graph, options):
     # Other algorithms round otherwise, and that is all.
     rng = np.random.default_rng(3)
-    image = rng.standard_normal((2, 16, 12, 12)).astype(np.float32)
+    image = rng.standard_normal((2, 16, 6, 6)).astype(np.float32)
     found = []
     for measured in (None, fake(**{A: WINOGRAD, B: DIRECT, C: DIRECT})):
         runner = api.make_runner(graph, replace(options, measured=measured))
@@ -126,9 +126,9 @@ def test_nothing_is_read_or_measured_unasked(graph, options, counted):
 
 def test_sizes_that_are_not_known_have_no_key():
     # Nothing can be measured for them.
-    net = lamina.loads(NET.replace("12, 12", "H, W")).Net().graph
+    net = lamina.loads(NET.replace(", 6, 6", ", H, W")).Net().graph
     assert tuning.convolutions(net, Measured({}, SIZES), frozenset()) == {}
-    assert set(tuning.convolutions(net, Measured({}, {**SIZES, "H": 12, "W": 12}),
+    assert set(tuning.convolutions(net, Measured({}, {**SIZES, "H": 6, "W": 6}),
                                    frozenset())) == {A, B, C}
 
 
@@ -194,7 +194,7 @@ def test_training_has_keys_of_its_own(tmp_path):
     step = select_training(str(tmp_path / "net.lam"), "", {}, {})[1]
     changing = any(name.startswith("update:") for name, _ in step.outputs)
     found = tuning.convolutions(step, Measured({}, SIZES, changing), frozenset())
-    assert f"{C}, new weights" in found and "weight gradient 2x12x12 64 to 64 by 3" in found
+    assert f"{C}, new weights" in found and "weight gradient 2x6x6 64 to 64 by 3" in found
     assert C not in found
 
 

@@ -33,6 +33,7 @@ from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
 from lamina.runtime.program import THREADS, Size
 
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
+SIDES = "neighbouring pixels are computed together, for each of which the weights stand once"
 WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
 
 
@@ -81,9 +82,9 @@ def _side_by_side(low: Lowering, finish: Finish, x: View, w: View, sizes: Values
     wide = kw + (together - 1) * step
     filters = low.fresh(TensorType((together * k, c, kh, wide)), "weights side by side")
     with low.once(w, filters):
-        low.fill(filters, 0.0)
+        low.fill(filters, 0.0, SIDES)
         for n in range(together):
-            low.copy(w, _side(filters, w.shape, n, step))
+            low.copy(w, _side(filters, w.shape, n, step), SIDES)
     loads = tuple(_repeated(low, view, together) if operand.access == "column" else view
                   for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
     tile = tile_for(low, filters.shape[0])
@@ -102,7 +103,7 @@ def _side(filters: View, shape: tuple[Dim, ...], number: int, step: int) -> View
 
 def _repeated(low: Lowering, view: View, times: int) -> View:
     """The elements of a dense vector (of shape [..., K]) so many times."""
-    return low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)))
+    return low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)), why=SIDES)
 
 
 def fractional_conv2d(low: Lowering, finish: Finish) -> None:

@@ -178,12 +178,12 @@ class Lowering:
                         self.view_of[value].buffer == source.buffer), None)
         return why_copied(self.graph, self.node, source, self.buffers[source.buffer], operand)
 
-    def fill(self, target: View, value: float) -> None:
-        """Set all elements of a dense target."""
+    def fill(self, target: View, value: float, why: str = "") -> None:
+        """Set all elements of a dense target; `why` without what the node tells."""
         body = Builder("body")
         const = body.emit(REGISTRY["const"], (), {"value": value, "dtype": target.dtype})
         filled = body.emit(REGISTRY["broadcast_to"], (const,), {"shape": target.shape})
-        self.loop(body.finish([("y0", filled)]), [], [target], "fill", why_filled(self.node))
+        self.loop(body.finish([("y0", filled)]), [], [target], "fill", why or why_filled(self.node))
 
     def constant(self, value: Value) -> View:
         """Write a constant that some operator needs in memory."""

@@ -14,8 +14,9 @@ LARGE = 64  # what stands for a size that is not known
 LISTED = 2  # layers that a reason names
 CHANNELS = {TO_LAST: "channels last", TO_FIRST: "channels first"}
 WANTED = {
-    "conv2d": "a convolution reads channels last", "conv2d_weight_grad": "a weight gradient "
-    "reads channels last", "matmul": "a product reads rows at even distances",
+    "conv2d": "a convolution reads channels last",
+    "fractional_conv2d": "a convolution reads channels last",
+    "conv2d_weight_grad": "a weight gradient reads channels last", "matmul": "a product reads rows at even distances",
     "take": "a lookup reads a table without gaps", "take_grad": "a lookup's gradient is read "
     "without gaps", "non_max_suppression": "boxes and scores are read without gaps",
     "max_pool2d": "a pool reads channels last", "max_pool2d_grad": "a pool's gradient is read "
