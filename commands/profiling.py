@@ -179,10 +179,12 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
 def _machine(options: Options, threads: int, rows: Sequence[Row]) -> Machine:
     """What the machine does now: a large product, ones that lack something, a large copy."""
     large = gemm_rate(options, rounds=GEMM_ROUNDS)
-    worth = [max(0.0, FEW * (large / product_rate(options, sizes, GEMM_ROUNDS) - 1))
-             for sizes in (SHORT_SUMS, FEW_COLUMNS, FEW_ROWS)]
+    finish, first, second = (
+        max(0.0, FEW * (large / product_rate(options, sizes, GEMM_ROUNDS) - 1))
+        for sizes in (SHORT_SUMS, FEW_COLUMNS, FEW_ROWS))
     least = min((work.least for row in rows for work in row.works if work.least), default=0.0)
-    return Machine(large * 1e9, copy_rate(options) * 1e9, threads, *worth, min(least, MOST_START))
+    return Machine(large * 1e9, copy_rate(options) * 1e9, threads, finish, first, second,
+                   min(least, MOST_START))
 
 
 def _group_of(kind: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from lamina.runtime.cpu.plan import Plan, nbytes
-from lamina.runtime.program import Kernel, Program
+from lamina.runtime.program import Program
 
 TARGET = 0.6  # share of the product's rate below which a row has to have a reason
 LEAST = 0.005  # share of the run that a row takes which is told
@@ -314,7 +314,7 @@ def work_of(program: Program, plan: Plan, index: int, kind: str, group: str, sec
         return Work(kind, COMBINING if program.steps[index].helper == "combine" else group,
                     seconds, least)
     step = program.steps[index]
-    kernel, names = program.kernels[step.kernel], _names(program, index)
+    kernel, names = program.kernels[step.kernel], argument_names(program, index)
     given = {names[slot]: value for slot, (what, _, value) in enumerate(plan.arguments[index])
              if what == "size" and slot in names}
     tiles = [tuple(map(int, found)) for found in TILE.findall(kernel.source)]
@@ -336,12 +336,15 @@ def work_of(program: Program, plan: Plan, index: int, kind: str, group: str, sec
                 max(tiles, default=()), plan.single[index])
 
 
-def _names(program: Program, index: int) -> dict[int, str]:
-    """The arguments of a step's kernel, and of the kernel that finishes its tiles, by number."""
-    step = program.steps[index]
-    kernels: list[Kernel] = [program.kernels[step.kernel], *(
-        program.kernels[number] for what, number in step.args if what == "kernel")]  # type: ignore
-    return {int(slot): name for kernel in kernels for name, slot in ARGUMENT.findall(kernel.source)}
+def argument_names(program: Program, index: int) -> dict[int, str]:
+    """The arguments of a step's kernel by number; behind them, those of what finishes its tiles."""
+    step, found = program.steps[index], {}
+    finish = [program.kernels[number] for what, number in step.args  # type: ignore[index]
+              if what == "kernel"]
+    for kernel in (program.kernels[step.kernel], *finish):
+        begin = len(found)
+        found |= {begin + int(slot): name for name, slot in ARGUMENT.findall(kernel.source)}
+    return found
 
 
 def _used(plan: Plan, index: int, names: Mapping[int, str]) -> Iterator[tuple[str, int, bool]]:

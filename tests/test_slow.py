@@ -144,9 +144,20 @@ def test_facts_are_those_of_the_program():
     assert forward.moved["weights"] == 4 * (84 * 120 + 84)  # the bias too
     assert forward.moved["its first operand"] == 4 * 8 * 120
     assert forward.moved["results"] == 4 * 8 * 84
+    assert sum(forward.moved.values()) == 4 * (84 * 121 + 8 * (120 + 84))
     assert forward.matrices == 1 and forward.single and forward.calls == 1
     update = works["f6", "backward", True]
     assert update.macs == 8 * 84 * 120
     images = works["c3", "forward", True]
     assert images.sizes["C"] == 6 and images.sizes["OH"] == 10 and images.tile
     assert works["s2", "forward", False].macs == 0
+
+
+def test_every_argument_of_a_product_has_its_name():
+    # A kernel text that is written otherwise would make the facts wrong without an error.
+    program = compile_graph(select_training("mobilenet", "", {}, {})[1])
+    for index, step in enumerate(program.steps):
+        if step.macs:
+            names = slow.argument_names(program, index)
+            assert sorted(names) == list(range(len(step.args)))
+            assert "y0" in names.values() or "partial" in names.values()
