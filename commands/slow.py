@@ -20,7 +20,7 @@ LEAST = 0.005  # share of the run that a row takes which is told
 REACHED = 0.6  # share of what limits leave, from which on they are the reason
 OF_MEMORY = 0.5  # the same where memory is the limit
 MOST = 0.9  # share of a row's lost time that is given reasons, where all is too much to tell
-FURTHER = 0.5  # of what finishing a sum takes: for each number more than one read or written
+FURTHER = 0.25  # of what finishing a sum takes: for each number more than one read or written
 MATTERS = 0.95  # what leaves more is no limit
 COMBINING = "combining partial sums"
 NONE = "no reason known"
@@ -213,9 +213,10 @@ RULES: tuple[Rule, ...] = (memory, one_thread, lanes, tile_rows, few_rows, few_c
 def depthwise(work: Work) -> str:
     """Each channel has a filter of its own: a number that is loaded serves few products."""
     sizes = work.sizes
-    if not work.kind.startswith(("depthwise", "fractional")) or "lanes" not in sizes:
+    alone = work.kind == "weight gradient" and sizes.get("C") == sizes.get("K") == 1
+    if not alone and ("KH" not in sizes or "lanes" not in sizes):
         return ""
-    return "no sum over channels: each number loaded serves " \
+    return "no sum over channels, each number loaded serves " \
            f"{_count(sizes['KH'] * sizes['KW'], 'product')} at most"
 
 
@@ -230,15 +231,18 @@ def reason_of_step(work: Work, machine: Machine) -> str:
     found = [limit for rule in RULES if (limit := rule(work, machine)) is not None
              and limit.left < MATTERS]
     found.sort(key=lambda limit: limit.left)
-    if found and share >= found[0].reached * found[0].left:
-        return found[0].text
+    for limit in found:
+        if share >= limit.reached * limit.left:
+            return limit.text
+    if few := depthwise(work):
+        return ", ".join([few, *(limit.text for limit in found[:1] if limit.fills)])
     apart = [limit for limit in found if limit.reached == REACHED]
     for number in range(2, len(apart) + 1):
         left = left_by(apart[:number])
         if share >= REACHED * left:
             texts = " and ".join(limit.text for limit in apart[:number])
             return f"{texts} (together they leave {left:.0%})"
-    return depthwise(work) or NONE + (f" beyond this: {found[0].text}" if found else "")
+    return NONE + (f" beyond this: {found[0].text}" if found else "")
 
 
 def left_by(limits: Iterable[Limit]) -> float:
