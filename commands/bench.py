@@ -25,6 +25,7 @@ from lamina.runtime.memory import require_memory
 
 BATCH = 64
 GEMM_SIZE = 1024
+COPY_SIZE = 1 << 24  # floats: far more than caches hold
 MEGA = 1 << 20
 
 
@@ -147,17 +148,37 @@ def _arena(runner: Runner, graph: Graph, batch: int) -> float | None:
 
 def gemm_rate(options: Options, size: int = GEMM_SIZE, rounds: int = 5) -> float:
     """The machine's rate of a large matrix product through the same building block, in GFLOP/s."""
+    return product_rate(options, (size, size, size), rounds)
+
+
+def product_rate(options: Options, sizes: tuple[int, int, int], rounds: int = 5) -> float:
+    """The rate of a product of so many rows and columns, of sums of so many terms, in GFLOP/s."""
     builder = Builder("gemm")
     m = GraphMath(builder)
-    product = m.matmul(m.input(name="a", shape=(size, size)), m.input(name="b", shape=(size, size)))
-    graph = builder.finish([("c", product.value)])
+    rows, columns, depth = sizes
+    product = m.matmul(m.input(name="a", shape=(rows, depth)),
+                       m.input(name="b", shape=(depth, columns)))
+    seconds = _least(builder.finish([("c", product.value)]), options, rounds)
+    return 2 * rows * columns * depth / seconds / 1e9
+
+
+def copy_rate(options: Options, size: int = COPY_SIZE, rounds: int = 5) -> float:
+    """The machine's rate of a plain copy of `size` floats, read and written, in GB/s."""
+    builder = Builder("copy")
+    m = GraphMath(builder)
+    # A sum with nothing: a result that is its input would have no step.
+    copied = m.input(name="a", shape=(size,)) + 0.0
+    return 8 * size / _least(builder.finish([("c", copied.value)]), options, rounds) / 1e9
+
+
+def _least(graph: Graph, options: Options, rounds: int) -> float:
+    """The seconds of the steps of a graph over random numbers, each in its fastest run."""
     runner = make_runner(graph, options)
-    rng = np.random.default_rng(0)
-    inputs = {name: rng.standard_normal((size, size)).astype(np.float32) for name in "ab"}
+    inputs = example_inputs(graph, BATCH)
     runner.run(inputs)
     if isinstance(runner, Executor):
         best = sum(seconds for _, seconds in runner.profile(inputs, rounds))
     else:
         best = min(_timed(runner, inputs) for _ in range(rounds))
     runner.close()
-    return 2 * size**3 / best / 1e9
+    return best

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
@@ -11,12 +12,15 @@ from rich.console import Console
 from lamina.api import Net, initial_values, make_runner
 from lamina.commands.bench import (
     choose_batch,
+    copy_rate,
     example_inputs,
     example_sizes,
     gemm_rate,
+    product_rate,
     require_room,
     sizes_text,
 )
+from lamina.commands.slow import LEAST, TARGET, Machine, Work, reason_of, work_of
 from lamina.commands.tables import Column, print_table
 from lamina.commands.tuning import say, tuned
 from lamina.compiler.inspect.cost import summarize
@@ -34,6 +38,9 @@ OPTIMIZER = "optimizer"  # the row of what replaces parameters
 BETWEEN = "between steps"  # the row of what no step takes
 LEAST_ROUNDS, MOST_ROUNDS, ENOUGH = 3, 100, 3.0  # runs that are timed, for about 3 seconds
 GEMM_ROUNDS = 20
+FEW = 16  # rows, columns, or terms of a sum, of products that show what so few of them cost
+SHORT_SUMS, FEW_COLUMNS, FEW_ROWS = (16384, 1024, FEW), (16384, FEW, 1024), (FEW, 4096, 4096)
+MOST_START = 20e-6  # seconds of a step that are taken for its start, at most
 WORTH_SAYING = 1.01  # how many times the model's count kernels multiply before it is told
 
 # What a kernel is, by the beginning of its title; and what of a run that belongs to.
@@ -55,7 +62,8 @@ KINDS = (
 HELPERS = {"copy": "copy", "fill": "fill", "constant": "fill"}
 GROUPS = {
     "contractions": ("matrix product", "convolution", "Winograd convolution",
-                     "depthwise convolution", "weight gradient", "Winograd weight gradient"),
+                     "depthwise convolution", "fractional convolution", "weight gradient",
+                     "Winograd weight gradient"),
     "elementwise work": ("elementwise",),
     "reductions, pooling, lookups": ("reduction", "pooling", "lookup", "selection", "other"),
     "copies and packing": ("copy", "fill", "packing")}
@@ -66,7 +74,7 @@ class Row:
     """What some steps take together. `macs` are all that kernels do, `steps` how many there are.
 
     `part` and `kind` are empty where the steps differ in it, `at` is the place in the source of
-    the first step that has one.
+    the first step that has one, `works` the facts of all.
     """
 
     name: str
@@ -76,6 +84,7 @@ class Row:
     macs: int
     steps: int = 1
     at: str = ""
+    works: tuple[Work, ...] = ()
 
     @property
     def gflops(self) -> float | None:
@@ -87,8 +96,8 @@ class Row:
 class Profile:
     """The times of the fastest of `rounds` runs: seconds of each step in order, and of the whole.
 
-    `asked` are the multiply-accumulates of the model by its layers' formulas; `gemm` is the
-    machine's rate of a matrix product in GFLOP/s, measured in the same call.
+    `asked` are the multiply-accumulates of the model by its layers' formulas; `machine` is what the
+    machine can do, measured in the same call.
     """
 
     model: str
@@ -101,8 +110,13 @@ class Profile:
     layers: tuple[str, ...]  # of each step
     whole: float
     asked: int
-    gemm: float
+    machine: Machine
     checkpoint_every: Every = None
+
+    @property
+    def gemm(self) -> float:
+        """The machine's rate of a large matrix product in GFLOP/s."""
+        return self.machine.flops / 1e9
 
     @property
     def between(self) -> float:
@@ -144,19 +158,41 @@ def measure(net: Net, graph: Graph | None, batch: int | None, rounds: int | None
         rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(ENOUGH / once)))
     times = runner.measure(inputs, rounds)
     best = int(times.whole.argmin())
-    counts = total_macs(program, runner.plan(example_sizes(whole, batch)))
+    plan = runner.plan(example_sizes(whole, batch))
+    threads = runner.threads
     runner.close()
-    files, measured = origins(whole), times.steps[best].tolist()
-    rows = [Row(step.label, step.part, kind_of(program, step), seconds, macs,
-                at=place_text(files, step.layer, step.line))
-            for step, seconds, macs in zip(program.steps, measured, counts, strict=True)]
+    del runner  # its memory is wanted for the copy
+    files = origins(whole)
+    measured = zip(program.steps, times.steps[best].tolist(), times.steps.min(axis=0).tolist(),
+                   total_macs(program, plan), strict=True)
+    rows = []
+    for index, (step, seconds, least, macs) in enumerate(measured):
+        kind = kind_of(program, step)
+        work = work_of(program, plan, index, kind, _group_of(kind), seconds, least, macs)
+        rows.append(Row(step.label, step.part, kind, seconds, macs,
+                        at=place_text(files, step.layer, step.line), works=(work,)))
     own = net.definition.name if graph is None else f"{net.definition.name}, loss"
     layers = [step.layer or (OPTIMIZER if step.part == UPDATING else own) for step in program.steps]
     return Profile(
         net.definition.name, "infer" if graph is None else "train", batch,
-        sizes_text(forward, batch), runner.threads, len(times.whole), tuple(rows), tuple(layers),
+        sizes_text(forward, batch), threads, len(times.whole), tuple(rows), tuple(layers),
         float(times.whole[best]), _asked(forward, whole, batch),
-        gemm_rate(options, rounds=GEMM_ROUNDS), options.checkpoint_every)
+        _machine(options, threads, rows), options.checkpoint_every)
+
+
+def _machine(options: Options, threads: int, rows: Sequence[Row]) -> Machine:
+    """What the machine does now: a large product, ones that lack something, a large copy."""
+    large = gemm_rate(options, rounds=GEMM_ROUNDS)
+    finish, first, second = (
+        max(0.0, FEW * (large / product_rate(options, sizes, GEMM_ROUNDS) - 1))
+        for sizes in (SHORT_SUMS, FEW_COLUMNS, FEW_ROWS))
+    least = min((work.least for row in rows for work in row.works if work.least), default=0.0)
+    return Machine(large * 1e9, copy_rate(options) * 1e9, threads, finish, first, second,
+                   min(least, MOST_START))
+
+
+def _group_of(kind: str) -> str:
+    return next(name for name, kinds in GROUPS.items() if kind in kinds)
 
 
 def _asked(forward: Graph, whole: Graph, batch: int) -> int:
@@ -199,7 +235,9 @@ def _joined(named: Sequence[tuple[str, str, str, Row]]) -> list[Row]:
     for name, part, kind, row in named:
         members.setdefault((name, part, kind), []).append(row)
     return [Row(*key, sum(row.seconds for row in rows), sum(row.macs for row in rows), len(rows),
-                next((row.at for row in rows if row.at), "")) for key, rows in members.items()]
+                next((row.at for row in rows if row.at), ""),
+                tuple(work for row in rows for work in row.works))
+            for key, rows in members.items()]
 
 
 def groups_of(profile: Profile) -> dict[str, float]:
@@ -221,6 +259,7 @@ def print_profile(console: Console, profile: Profile, by: str, order: str,
     rows = rows_by(profile, by, order)
     if most is not None and len(rows) > most:
         rows = _shortened(rows, most)
+    reasons = [] if by == "kernel" else list(_reasons(profile, rows))
     rows += [Row(BETWEEN, "", "", profile.between, 0, 0), profile.total]
     for_training = profile.mode == "train"
     columns = [Column(by, tuple(row.name for row in rows), folds=True)]
@@ -242,6 +281,21 @@ def print_profile(console: Console, profile: Profile, by: str, order: str,
     console.print()
     for line in _notes(profile):
         console.print(line, highlight=False, markup=False)
+    if reasons:
+        console.print(f"\nbelow {TARGET:.0%} of the product rate, of rows that take {LEAST:.1%} of "
+                      "the run or more, and why:", highlight=False, markup=False)
+    for line in reasons:
+        for part in wrap(line, console.width, subsequent_indent="    "):
+            console.print(part, highlight=False, markup=False)
+
+
+def _reasons(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each row that multiplies slowly and takes some time."""
+    for row in rows:
+        reason = reason_of(row.works, profile.machine)
+        if reason and row.seconds >= LEAST * profile.whole:
+            part = f", {row.part}" if profile.mode == "train" else ""
+            yield f"{row.name}{part}, {_percent(row.gflops, profile.gemm)}: {reason}"
 
 
 def _shortened(rows: list[Row], most: int) -> list[Row]:
@@ -268,8 +322,7 @@ def _notes(profile: Profile) -> list[str]:
                      "what is not kept, which the MACs of `lamina shapes` leave out")
     if profile.asked and macs > WORTH_SAYING * profile.asked:
         lines.append(f"kernels do {macs / profile.asked:.2f} times the {profile.asked:,} MACs of "
-                     "`lamina shapes`: they multiply the zeros of borders, and those between the "
-                     "gradients of convolutions with a stride, too")
+                     "`lamina shapes`: they multiply the zeros of borders, too")
     return lines
 
 
@@ -289,7 +342,8 @@ def profile_json(profile: Profile, order: str) -> dict[str, Any]:
         "seconds": profile.whole, "between_s": profile.between, "macs": profile.total.macs,
         "checkpoint_every": profile.checkpoint_every,
         "model_macs": profile.asked, "gflops": profile.total.gflops,
-        "gemm_gflops": profile.gemm, "groups": groups_of(profile),
+        "gemm_gflops": profile.gemm, "copy_gb_s": profile.machine.bytes / 1e9,
+        "groups": groups_of(profile),
         "layers": [_row_json(row, profile, "layer") for row in rows_by(profile, "layer", order)],
         "kernels": [_row_json(row, profile, "kernel")
                     for row in rows_by(profile, "kernel", order)],
@@ -305,6 +359,8 @@ def _row_json(row: Row, profile: Profile, name: str) -> dict[str, Any]:
     else:
         facts["steps"] = row.steps
     rate = row.gflops
+    if name != "kernel":
+        facts["reason"] = reason_of(row.works, profile.machine) or None
     return {**facts, "seconds": row.seconds, "share": row.seconds / profile.whole,
             "macs": row.macs, "gflops": rate,
             "of_gemm": None if rate is None else rate / profile.gemm}

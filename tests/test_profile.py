@@ -131,10 +131,35 @@ def test_the_table_ends_with_the_total(by):
 
 
 def test_products_with_zeros_are_told():
-    # A convolution with a stride has a gradient full of zeros: a rate that counts them is no gain.
+    # A gradient has a border of zeros around it: a rate that counts them is no gain.
     text = run("profile", "lenet5", "--train", "--batch", BATCH, "--rounds", 2)[1]
     assert "times the 9,055,680 MACs of `lamina shapes`" in text
     assert "of `lamina shapes`" not in run("profile", "lenet5", "--batch", 2, "--rounds", 2)[1]
+
+
+def test_slow_rows_have_a_reason_in_text_and_json(tmp_path):
+    # One row of 3 columns: no machine multiplies it at a large product's rate.
+    path = tmp_path / "thin.lam"
+    path.write_text("model Thin {\n  input x: f32[B, 4096]\n"
+                    "  output y = x -> thin: linear(3)\n}\n")
+    args = ("profile", path, "--batch", 1, "--rounds", 2)
+    (layer,) = (row for row in json.loads(run(*args, "--json")[1])["layers"] if row["macs"])
+    assert layer["of_gemm"] < 0.6 and layer["reason"]
+    for by in ("layer", "step"):
+        text = run(*args, "--by", by)[1]
+        _, part = text.split("below 60% of the product rate")
+        name = part.splitlines()[1]
+        assert name.startswith("thin, " if by == "layer" else "thin: matmul")
+        assert "%: " in name
+    assert "below 60%" not in run(*args, "--by", "kernel")[1]
+
+
+def test_rows_at_the_rate_and_rows_without_products_have_no_reason(found):
+    # A reason beside a fast row would be believed.
+    for row in (*found["layers"], *found["steps"]):
+        slow = row["of_gemm"] is not None and row["of_gemm"] < 0.6
+        assert bool(row["reason"]) == slow
+    assert all("reason" not in row for row in found["kernels"])
 
 
 def test_steps_say_where_they_are_written(training, tmp_path):

@@ -16,7 +16,8 @@ CHANNELS = {TO_LAST: "channels last", TO_FIRST: "channels first"}
 WANTED = {
     "conv2d": "a convolution reads channels last",
     "fractional_conv2d": "a convolution reads channels last",
-    "conv2d_weight_grad": "a weight gradient reads channels last", "matmul": "a product reads rows at even distances",
+    "conv2d_weight_grad": "a weight gradient reads channels last",
+    "matmul": "a product reads rows at even distances",
     "take": "a lookup reads a table without gaps", "take_grad": "a lookup's gradient is read "
     "without gaps", "non_max_suppression": "boxes and scores are read without gaps",
     "max_pool2d": "a pool reads channels last", "max_pool2d_grad": "a pool's gradient is read "
