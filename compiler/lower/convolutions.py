@@ -67,7 +67,7 @@ def _together(low: Lowering, columns: Dim, weights: tuple[Dim, ...], attrs) -> i
     (_, stride), (_, dilation) = (pair("conv2d", name, attrs[name])
                                   for name in ("stride", "dilation"))
     if dilation > 1 or attrs["groups"] > 1 or not all(
-            isinstance(size, int) for size in (columns, k, kw)):
+            isinstance(size, int) and size > 0 for size in (columns, k, kw)):
         return 1
     fitting = [n for n in range(1, low.vector_width // k + 1) if columns % n == 0]  # type: ignore
     return max(fitting, key=lambda n: n / (kw + (n - 1) * stride), default=1)  # type: ignore

@@ -31,9 +31,10 @@ def _without_zeros(builder: Builder, node: Node, inputs: tuple[Value, ...]
     stride = (gaps[1] + 1, gaps[2] + 1)
     if stride[0] * stride[1] > MOST_PHASES or not all(type(amount) is int for amount in lo[1:3]):
         return None
-    # What is left of the border: whole strides, of which the result begins `shift` later.
+    # What is left of the border: whole strides, of which the result begins `shift` later. Without
+    # any pixel there is one gap less, so that the border must do alone.
     before = tuple(-(-lo[axis] // step) for axis, step in zip((1, 2), stride, strict=True))
-    after = tuple(hi[axis] // step for axis, step in zip((1, 2), stride, strict=True))
+    after = tuple(-(-hi[axis] // step) for axis, step in zip((1, 2), stride, strict=True))
     shift = tuple(step * border - lo[axis]
                   for axis, step, border in zip((1, 2), stride, before, strict=True))
     m = GraphMath(builder)

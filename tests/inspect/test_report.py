@@ -134,7 +134,7 @@ def test_the_values_at_the_peak_add_up_to_it(memories):
 def test_values_at_the_peak_name_the_file_that_they_are_written_in(memories):
     # A line alone was read as one of the model's own file.
     places = {(t["label"].partition(".")[0], t["source"]) for t in memories[1]["tensors"]}
-    assert ("first", "resnet.lam") in places
+    assert ("stem", "resnet.lam") in places
     assert ("DetectionLoss: sub+sub+sub", "detector.lam") in places
 
 

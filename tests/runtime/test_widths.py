@@ -77,7 +77,8 @@ def on(kernel_cache):
         if name not in known:
             done = subprocess.run(
                 [sys.executable, "-c", SCRIPT, str(kernel_cache), PLAIN], capture_output=True,
-                text=True, env={**os.environ, **processor, "LAMINA_CACHE": str(kernel_cache)})
+                text=True, env={**os.environ, **processor, "NUMBA_OPT": host.EFFORT,
+                                        "LAMINA_CACHE": str(kernel_cache)})
             assert done.returncode == 0, done.stderr[-3000:]
             known[name] = json.loads(done.stdout)
         return known[name]
