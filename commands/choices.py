@@ -18,7 +18,7 @@ from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.control import SCAN
 from lamina.compiler.options import Measured, Options
 from lamina.compiler.transform.fuse import Refusal, groups_of
-from lamina.compiler.transform.pipeline import Stage, optional, run_passes
+from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
 from lamina.compiler.transform.pointwise import why_no_product
 from lamina.compiler.transform.winograd import (
     CONVOLUTIONS,
@@ -140,10 +140,9 @@ def _contractions(graph: Graph, fused: bool
 
 def _became_products(stages: list[Stage]) -> set[tuple[str, str, int]]:
     """Operator, path and line of the products that the pass `pointwise` made of convolutions."""
-    names = [stage.name for stage in stages]
-    if "pointwise" not in names:
+    before = graph_before(stages, "pointwise")
+    if before is None:
         return set()
-    before = stages[names.index("pointwise") - 1].graph
     return {("matmul", *_place(node)) for inside, node, _ in _contractions(before, False)
             if node.attributes.get("layout") == "nhwc" and
             not why_no_product(_image_and_weights(inside, node)[1], node.attributes)}

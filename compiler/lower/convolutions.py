@@ -76,7 +76,6 @@ def _together(low: Lowering, columns: Dim, weights: tuple[Dim, ...], attrs) -> i
 def _side_by_side(low: Lowering, finish: Finish, x: View, w: View, sizes: Values, macs: Dim,
                   together: int) -> None:
     """A convolution that computes so many neighbouring pixels as one of more channels."""
-    batch, oh, ow, _ = finish.anchor.type.shape
     (k, c, kh, kw), step = w.shape, sizes["stride_w"]
     assert isinstance(kw, int) and isinstance(step, int)
     wide = kw + (together - 1) * step
@@ -87,12 +86,8 @@ def _side_by_side(low: Lowering, finish: Finish, x: View, w: View, sizes: Values
             low.copy(w, _side(filters, w.shape, n, step), SIDES)
     loads = tuple(_repeated(low, view, together) if operand.access == "column" else view
                   for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
-    tile = tile_for(low, filters.shape[0])
-    values = {"x": x, "w": _pack_filters(low, filters, 1, tile), "images": batch, "OH": oh,
-              "OW": ow // together, "KH": kh, "KW": wide, "groups": 1, "C": c, "K": together * k,
-              "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2], **sizes,
-              "stride_w": together * step, **epilogue_values(replace(finish, loads=loads))}
-    multiply(low, contract.conv2d(finish.epilogue, tile), values, macs)
+    _convolve(low, replace(finish, loads=loads), x, filters,
+              {**sizes, "stride_w": together * step}, macs, contract, together)
 
 
 def _side(filters: View, shape: tuple[Dim, ...], number: int, step: int) -> View:
@@ -118,11 +113,14 @@ def fractional_conv2d(low: Lowering, finish: Finish) -> None:
 
 
 def _convolve(low: Lowering, finish: Finish, x: View, w: View, sizes: Values, macs: Dim,
-              templates: ModuleType) -> None:
-    """Weights as the kernel wants them, and the kernel: `conv2d` or `depthwise` of `templates`."""
+              templates: ModuleType, together: int = 1) -> None:
+    """Weights as the kernel wants them, and the kernel: `conv2d` or `depthwise` of `templates`.
+
+    `w` has the weights of as many pixels as are computed `together`.
+    """
     batch, oh, ow, _ = finish.anchor.type.shape
     groups, (k, c, kh, kw) = finish.anchor.attributes["groups"], w.shape
-    values = {"x": x, "images": batch, "OH": oh, "OW": ow, "KH": kh, "KW": kw,
+    values = {"x": x, "images": batch, "OH": oh, "OW": ow // together, "KH": kh, "KW": kw,
               "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2], **sizes,
               **epilogue_values(finish)}
     if groups == k and c == 1 and groups > 1:

@@ -14,7 +14,7 @@ segment is kept whole, as its gradient comes first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lamina.compiler.ir.builder import Builder
@@ -58,42 +58,49 @@ def recompute(graph: Graph, every: Every) -> Graph:
     cuts = find_cuts(graph, every)
     if not cuts.after or any(node.op.name == "again" for node in graph.nodes):
         return graph
+    return compute_again(graph, cuts.forward, cuts.stays, cuts.kept.__contains__)
+
+
+def compute_again(graph: Graph, end: int, stays: Callable[[Value], bool],
+                  keeps: Callable[[Value], bool],
+                  asks: Callable[[Value], bool] | None = None) -> Graph:
+    """The graph whose nodes behind `end` read copies of what they ask for of those up to it.
+
+    A copy is made just before its first reader, of the copies of its operands: of one that `stays`
+    itself, of one that it `keeps` behind an `again`. Where `asks` is given, readers get copies of
+    what it names and the values themselves of all others.
+    """
     builder = Builder(graph.name)
     values: dict[Value, Value] = {}
-    again: dict[Value, Value] = {}
+    copies: dict[Value, Value] = {}
+    held = copies if asks is None else {}  # the kept values, as those that are copied read them
     for node in graph.nodes:
-        if node.id > cuts.forward:
-            _repeat(builder, graph, cuts, node.inputs, values, again)
-        inputs = [again.get(value, values[value]) if node.id > cuts.forward else values[value]
+        if node.id > end:
+            todo = [value for value in node.inputs if asks is None or asks(value)]
+            needed: set[int] = set()
+            while todo:
+                value = todo.pop()
+                if value in copies or value.node in needed or value.node > end or stays(value):
+                    continue
+                if keeps(value):
+                    held[value] = builder.emit(REGISTRY["again"], [values[value]])
+                else:
+                    needed.add(value.node)
+                    todo += graph.node(value).inputs
+            for number in sorted(needed):
+                inner = graph.node(number)
+                inputs = [copies.get(v, held.get(v, values[v])) for v in inner.inputs]
+                _copy(builder, graph, inner, inputs, copies)
+        inputs = [copies.get(value, values[value]) if node.id > end else values[value]
                   for value in node.inputs]
-        copy_node(builder, node, inputs, values)
+        _copy(builder, graph, node, inputs, values)
     return builder.finish((name, values[value]) for name, value in graph.outputs)
 
 
-def _repeat(builder: Builder, graph: Graph, cuts: Cuts, wanted: Iterable[Value],
-            values: dict[Value, Value], again: dict[Value, Value]) -> None:
-    """Compute again what is `wanted` of the forward pass, where it does not stay."""
-    todo, needed = list(wanted), set()
-    while todo:
-        value = todo.pop()
-        if value in again or value.node in needed or value.node > cuts.forward or \
-                cuts.stays(value):
-            continue
-        if value in cuts.kept:
-            again[value] = builder.emit(REGISTRY["again"], [values[value]])
-        else:
-            needed.add(value.node)
-            todo += graph.node(value).inputs
-    for key in sorted(needed):
-        node = graph.node(key)
-        copy_node(builder, node, [again.get(value, values[value]) for value in node.inputs], again)
-
-
-def copy_node(builder: Builder, node: Node, inputs: list[Value], values: dict[Value, Value]
-              ) -> None:
-    """Emit a node of another graph anew; `values` get its results, where they have none yet."""
-    with builder.at(node.span, node.path):
-        first = builder.emit(node.op, inputs, node.attributes, node.body)
+def _copy(builder: Builder, graph: Graph, node: Node, inputs: list[Value],
+          values: dict[Value, Value]) -> None:
+    """Emit a node anew; `values` get its results, where they have none yet."""
+    first = builder.repeat(graph, node, tuple(inputs))
     for port in range(len(node.outs)):
         values.setdefault(Value(node.id, port), Value(first.node, port))
 

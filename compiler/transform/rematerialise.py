@@ -7,21 +7,17 @@ reads too: one of them is enough, the other is computed again just before it is 
 
 from __future__ import annotations
 
-from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Value
-from lamina.compiler.ops.define import REGISTRY
-from lamina.compiler.transform.fuse import VIEWS
+from lamina.compiler.transform.fuse import CHEAP, VIEWS
 from lamina.compiler.transform.recompute import (
-    copy_node,
+    compute_again,
     count_of,
     fed_by_inputs,
     forward_end,
     memory_of,
 )
 
-CHEAP = frozenset({"add", "sub", "mul", "div", "neg", "abs", "square", "maximum", "minimum", "relu",
-                   "select", "less", "less_equal", "greater", "greater_equal", "equal",
-                   "not_equal", "cast"})
+EASY = (*CHEAP, "div", "abs", "square", "relu")  # what is rather computed again than kept
 MOVES = (*VIEWS, "pad")  # what only moves elements; most readers need no memory for a border
 SOURCES = 2  # large values that something computed again may be made of
 SMALL = 1024  # a value below this part of the largest is no matter: statistics, scores
@@ -38,17 +34,12 @@ def rematerialise(graph: Graph) -> Graph:
     choice = _Choice(graph, end)
     if not choice.chosen:
         return graph
-    builder = Builder(graph.name)
-    values: dict[Value, Value] = {}
-    copies: dict[Value, Value] = {}
-    for node in graph.nodes:
-        late = node.id > end
-        for value in node.inputs if late else ():
-            _repeat(builder, choice, value, values, copies)
-        inputs = [copies.get(value, values[value]) if late else values[value]
-                  for value in node.inputs]
-        copy_node(builder, node, inputs, values)
-    return builder.finish((name, values[value]) for name, value in graph.outputs)
+    def root(value: Value) -> Value:
+        return memory_of(graph, value, MOVES)
+
+    return compute_again(graph, end, lambda value: value not in choice.large,
+                         lambda value: root(value) in choice.kept,
+                         lambda value: root(value) in choice.chosen)
 
 
 class _Choice:
@@ -89,7 +80,7 @@ class _Choice:
         todo, seen = [value], {value}
         while todo:
             node = self.graph.node(todo.pop())
-            if node.op.name not in CHEAP and node.op.name not in MOVES:
+            if node.op.name not in EASY and node.op.name not in MOVES:
                 return None
             for operand in node.inputs:
                 source = memory_of(self.graph, operand, MOVES)
@@ -99,26 +90,3 @@ class _Choice:
                     todo.append(operand)
                     seen.add(operand)
         return found
-
-
-def _repeat(builder: Builder, choice: _Choice, wanted: Value, values: dict[Value, Value],
-            copies: dict[Value, Value]) -> None:
-    """Compute what is `wanted` again, if it comes of a chosen value."""
-    graph = choice.graph
-    if memory_of(graph, wanted, MOVES) not in choice.chosen:
-        return
-    todo, needed = [wanted], set()
-    held: dict[Value, Value] = {}
-    while todo:
-        value = todo.pop()
-        if value in copies or value.node in needed or value not in choice.large:
-            continue
-        if memory_of(graph, value, MOVES) in choice.kept:
-            held[value] = builder.emit(REGISTRY["again"], [values[value]])
-        else:
-            needed.add(value.node)
-            todo += graph.node(value).inputs
-    for key in sorted(needed):
-        node = graph.nodes[key]
-        inputs = [copies.get(value, held.get(value, values[value])) for value in node.inputs]
-        copy_node(builder, node, inputs, copies)
