@@ -95,6 +95,23 @@ def declare(builder: ir.IRBuilder, kind: ir.FunctionType, name: str) -> ir.Funct
     return cgutils.get_or_insert_function(builder.module, kind, name)
 
 
+def splat(value: ir.Value, vector: ir.VectorType, builder: ir.IRBuilder) -> ir.Value:
+    """A vector whose elements are all `value`."""
+    blank = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(blank, value, ir.Constant(I32, 0))
+    mask = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, blank, mask)
+
+
+def prefetch(address: ir.Value, write: int, locality: int, builder: ir.IRBuilder) -> None:
+    """Ask for the cache line at an int64 address; `locality` 3 is the nearest cache, 2 the next."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    call = declare(builder, kind, "llvm.prefetch.p0i8")
+    hints = [ir.Constant(I32, n) for n in (write, locality, 1)]
+    builder.call(call, [builder.inttoptr(address, byte), *hints])
+
+
 def fused(a: ir.Value, b: ir.Value, c: ir.Value, builder: ir.IRBuilder) -> ir.Value:
     """a * b + c, in one rounding where the host can; scalars and vectors alike."""
     if not HAS_FMA:

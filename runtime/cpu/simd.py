@@ -48,6 +48,7 @@ from lamina.runtime.cpu.emit import (
     nearest,
     polynomial,
     power_of_two,
+    prefetch,
 )
 
 SCOPES = 32  # how many memories a kernel can tell apart
@@ -645,19 +646,15 @@ def _prefetch(doc: str, write: int, locality: int):
     """An intrinsic that asks for the cache line at an int64 address, which may be anywhere."""
 
     @intrinsic
-    def prefetch(_, address):
+    def fetch(_, address):
         def generate(context, builder, signature, args):
-            byte = ir.IntType(8).as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-            call = declare(builder, kind, "llvm.prefetch.p0i8")
-            hints = [ir.Constant(I32, n) for n in (write, locality, 1)]
-            builder.call(call, [builder.inttoptr(args[0], byte), *hints])
+            prefetch(args[0], write, locality, builder)
             return context.get_dummy_value()
 
         return types.void(types.int64), generate
 
-    prefetch.__doc__ = doc
-    return prefetch
+    fetch.__doc__ = doc
+    return fetch
 
 
 fetch_line = _prefetch("Bring what will be read into the second-level cache.", 0, 2)

@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lamina.runtime.cpu.emit import F32, I32, I64, declare, fused
+from lamina.runtime.cpu.emit import F32, I32, I64, fused, prefetch, splat
 
 AHEAD = 128  # floats of a column that are fetched before they are needed
 
@@ -67,7 +67,7 @@ class _Tile:
             if self.lanes:
                 factors = [self._load(base, at_a, v) for v in range(self.nv)]
             else:
-                factors = [self._splat(b.load(b.gep(base, [at_a])))] * self.nv
+                factors = [splat(b.load(b.gep(base, [at_a])), self.vector, b)] * self.nv
             for factor, column, cell in zip(factors, columns, row, strict=True):
                 b.store(fused(factor, column, b.load(cell), b), cell)
 
@@ -95,12 +95,6 @@ class _Tile:
         value = b.load(b.bitcast(at, self.vector.as_pointer()))
         value.align = 4
         return value
-
-    def _splat(self, value: ir.Value) -> ir.Value:
-        blank = ir.Constant(self.vector, ir.Undefined)
-        one = self.b.insert_element(blank, value, ir.Constant(I32, 0))
-        mask = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
-        return self.b.shuffle_vector(one, blank, mask)
 
 
 def _tile(mr: int, nv: int, width: int, lanes: bool):
@@ -193,10 +187,8 @@ def _across(width: int):
         b.store(ir.Constant(vector, [0.0] * width), cell)
 
         def add(at, column):
-            blank = ir.Constant(vector, ir.Undefined)
-            one = b.insert_element(blank, b.load(b.gep(a, [at])), ir.Constant(I32, 0))
-            mask = ir.Constant(ir.VectorType(I32, width), [0] * width)
-            b.store(fused(b.shuffle_vector(one, blank, mask), column, b.load(cell), b), cell)
+            factor = splat(b.load(b.gep(a, [at])), vector, b)
+            b.store(fused(factor, column, b.load(cell), b), cell)
 
         def block(values):
             rows = []
@@ -204,7 +196,8 @@ def _across(width: int):
                 place = b.gep(base, values)
                 rows.append(b.load(b.bitcast(place, vector.as_pointer())))
                 rows[-1].align = 4
-                _fetch(b, b.gep(place, [ir.Constant(I64, AHEAD)]))
+                ahead = b.gep(place, [ir.Constant(I64, AHEAD)])
+                prefetch(b.ptrtoint(ahead, I64), 0, 2, b)
             for k, column in enumerate(_turned(b, rows)):
                 add(b.add(values[0], ir.Constant(I64, k)), column)
 
@@ -232,13 +225,6 @@ def _across(width: int):
         return types.void(*[types.int64] * 6, types.boolean), generate
 
     return across
-
-
-def _fetch(b: ir.IRBuilder, place: ir.Value) -> None:
-    """Bring what will be read soon into the second-level cache."""
-    byte = ir.IntType(8).as_pointer()
-    call = declare(b, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0i8")
-    b.call(call, [b.bitcast(place, byte), *(ir.Constant(I32, n) for n in (0, 2, 1))])
 
 
 def _turned(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
@@ -331,10 +317,7 @@ def _filler(nv: int, width: int):
     def fill(_, to, value):
         def generate(context, builder, signature, args):
             to = builder.inttoptr(args[0], vector.as_pointer())
-            blank = ir.Constant(vector, ir.Undefined)
-            one = builder.insert_element(blank, args[1], ir.Constant(I32, 0))
-            mask = ir.Constant(ir.VectorType(I32, width), [0] * width)
-            all_ = builder.shuffle_vector(one, blank, mask)
+            all_ = splat(args[1], vector, builder)
             for v in range(nv):
                 builder.store(all_, builder.gep(to, [ir.Constant(I64, v)])).align = 4
             return context.get_dummy_value()
