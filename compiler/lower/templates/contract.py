@@ -20,6 +20,7 @@ from lamina.compiler.lower.templates.text import (
     finish_tile,
     kernel_text,
     lanes_tile,
+    pixel_tiles,
 )
 
 TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
@@ -306,14 +307,7 @@ def _convolution(doc: str, epilogue: Epilogue, tile: Tile, weights: str,
         *["images", "OH", "OW", "groups", "KH", "KW", "C", "K", "x_image", "x_row", "x_pixel"],
         *["stride_h", "stride_w", "dilation_h", "dilation_w"],
     )
-    body = f"""
-    rows_all = images * OH * OW
-    tiles = (rows_all + {mr - 1}) // {mr}
-    per_group = (K + {nr - 1}) // {nr}
-    panels = groups * per_group
-    units = tiles
-    columns = groups * K
-{SPLIT.strip(chr(10))}{weights}
+    body = f"""{pixel_tiles(tile)}{weights}
     a0 = dilation_h * x_row
     table_at = local_i64({TILES_PER_BLOCK * mr})
     table = i64ptr(table_at)

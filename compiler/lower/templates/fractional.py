@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
-    SPLIT,
     Epilogue,
     Template,
     Tile,
@@ -11,6 +10,7 @@ from lamina.compiler.lower.templates.text import (
     finish_start,
     finish_tile,
     lanes_tile,
+    pixel_tiles,
 )
 from lamina.compiler.ops.conv import MOST_PHASES
 
@@ -55,14 +55,7 @@ def _template(doc: str, epilogue: Epilogue, tile: Tile, weights: str, multiply: 
     arguments = ("x", "w", "images", "OH", "OW", "groups", "KH", "KW", "C", "K", "x_image", "x_row",
                  "x_pixel", "stride_h", "stride_w", "shift_h", "shift_w")
     rows = TILES_PER_BLOCK * mr
-    body = f"""
-    rows_all = images * OH * OW
-    tiles = (rows_all + {mr - 1}) // {mr}
-    per_group = (K + {nr - 1}) // {nr}
-    panels = groups * per_group
-    units = tiles
-    columns = groups * K
-{SPLIT.strip(chr(10))}{weights}
+    body = f"""{pixel_tiles(tile)}{weights}
     phases = stride_h * stride_w
     places_at, phase_at, order_at = local_i64({rows}), local_i64({rows}), local_i64({rows})
     places, phase, order = i64ptr(places_at), i64ptr(phase_at), i64ptr(order_at)

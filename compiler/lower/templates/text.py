@@ -256,6 +256,18 @@ SPLIT = """
 """
 
 
+def pixel_tiles(tile: Tile) -> str:
+    """The top of a kernel over pixels: how many tiles its result has, and this thread's of them."""
+    return f"""
+    rows_all = images * OH * OW
+    tiles = (rows_all + {tile.mr - 1}) // {tile.mr}
+    per_group = (K + {tile.nr - 1}) // {tile.nr}
+    panels = groups * per_group
+    units = tiles
+    columns = groups * K
+{SPLIT.strip(chr(10))}"""
+
+
 def _fused(epilogue: Epilogue) -> bool:
     """Whether anything is computed, or the tile is only copied."""
     plain = all(name == "acc" and o.dtype == "f32" for o, name in epilogue.stores)
