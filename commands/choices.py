@@ -85,7 +85,7 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
     were = _became_products(stages)
     found = []
     nodes = _contractions(stages[-2 if fused else -1].graph, fused)
-    for index, (inside, node, behind) in zip(steps, nodes, strict=True):
+    for index, (inside, node, group, behind) in zip(steps, nodes, strict=True):
         step, macs = program.steps[index], counts[index]
         algorithm = _algorithm(program, step)
         own = work = macs
@@ -99,7 +99,8 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
         found.append(Choice(
             step.label, place_text(files, step.layer, step.line), step.part, algorithm,
             _tile(program.kernels[step.kernel]), macs, own, work,
-            _reason(inside, node, algorithm, was, skip) + _times(inside, node, measured),
+            _reason(inside, node, algorithm, was, skip) + _times(inside, node, measured)
+            + _parts(group, node),
             _apart(inside, behind)))
     return found
 
@@ -112,8 +113,8 @@ def _algorithm(program: Program, step: Step) -> str:
 
 
 def _tile(kernel: Kernel) -> tuple[int, ...]:
-    found = NAMED.search(kernel.source)
-    return tuple(map(int, found.groups())) if found else ()
+    found = [tuple(map(int, sizes)) for sizes in NAMED.findall(kernel.source)]
+    return max(found, default=())  # a product of few rows has a lower one beside
 
 
 def _number(size: Dim, sizes: Mapping[str, int]) -> int:
@@ -126,8 +127,11 @@ def _number(size: Dim, sizes: Mapping[str, int]) -> int:
 
 
 def _contractions(graph: Graph, fused: bool
-                  ) -> Iterator[tuple[Graph, Node, tuple[Refusal, ...]]]:
-    """The contractions of a graph before it is fused, in the order of their steps."""
+                  ) -> Iterator[tuple[Graph, Node, tuple[Node, ...], tuple[Refusal, ...]]]:
+    """The contractions of a graph before it is fused, in the order of their steps.
+
+    With what one kernel computes with each, and what was kept out.
+    """
     groups = groups_of(graph) if fused else [((node,), ()) for node in graph.nodes]
     for nodes, behind in groups:
         for node in nodes:
@@ -135,7 +139,7 @@ def _contractions(graph: Graph, fused: bool
                 assert node.body is not None
                 yield from _contractions(node.body, fused)
             elif node.op.name in CONTRACTIONS:
-                yield graph, node, behind
+                yield graph, node, nodes, behind
 
 
 def _became_products(stages: list[Stage]) -> set[tuple[str, str, int]]:
@@ -143,7 +147,7 @@ def _became_products(stages: list[Stage]) -> set[tuple[str, str, int]]:
     before = graph_before(stages, "pointwise")
     if before is None:
         return set()
-    return {("matmul", *_place(node)) for inside, node, _ in _contractions(before, False)
+    return {("matmul", *_place(node)) for inside, node, _, _ in _contractions(before, False)
             if node.attributes.get("layout") == "nhwc" and
             not why_no_product(_image_and_weights(inside, node)[1], node.attributes)}
 
@@ -191,6 +195,13 @@ def _times(graph: Graph, node: Node, measured: Measured | None) -> str:
         return ""
     times = times_of(measured, node.op.name.endswith("_grad"), *_image_and_weights(graph, node))
     return f"; {times_text(times)}" if times else ""
+
+
+def _parts(group: tuple[Node, ...], node: Node) -> str:
+    """Whether the parts of a product's result (the gates of a cell) are finished together."""
+    width = next((one.type.shape[-1] for one in group if one.op.name == "slice"), None)
+    return "" if width is None else \
+        f"; its {node.type.shape[-1] // width} parts (gates) are finished together"
 
 
 def _left_out(names: list[str]) -> str:

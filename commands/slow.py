@@ -24,7 +24,7 @@ FURTHER = 0.25  # of what finishing a sum takes: for each number more than one r
 MATTERS = 0.95  # what leaves more is no limit
 COMBINING = "combining partial sums"
 NONE = "no reason known"
-OUTSIDE = ("scratch", "claim", "fetch0", "fetch1", "fetch2")  # arguments that move nothing more
+OUTSIDE = re.compile(r"scratch|claim|fetch\d+")  # arguments that move nothing more
 
 TILE = re.compile(r"\b(?:tile|part|lanes)_(\d+)x(\d+)_(\d+)\b")  # as `runtime/cpu/tiles` names them
 ARGUMENT = re.compile(r"^    (\w+?)(?:_at)? = block\[(\d+)\]$", re.MULTILINE)
@@ -357,6 +357,6 @@ def _used(plan: Plan, index: int, names: Mapping[int, str]) -> Iterator[tuple[st
     for slot, (what, number, _) in enumerate(plan.arguments[index]):
         name = names.get(slot, "")
         writes = name == "partial" or name.startswith("y")
-        if what == "buffer" and name not in OUTSIDE and (number, writes) not in seen:
+        if what == "buffer" and not OUTSIDE.fullmatch(name) and (number, writes) not in seen:
             seen.add((number, writes))
             yield name, number, writes

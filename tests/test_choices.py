@@ -93,6 +93,7 @@ def test_tiles_are_those_of_the_kernels(net):
     assert found["wide"].tile == found["down"].tile == (high, 2, width)
     assert found["each"].tile == (4, 2, width)
     assert found["head"].tile[1] == (1 if width >= 10 else 2)
+    assert found["head"].tile[0] > 1  # not the one that few rows have
 
 
 def test_what_is_left_out_is_the_reason(net):
@@ -207,3 +208,25 @@ def test_the_rate_is_measured_where_it_is_not_told(tmp_path):
     found = re.search(r"at ([\d.,]+) GFLOP/s \(measured now with a product of 1024 x 1024",
                       " ".join(text.split()))
     assert code == 0 and found and float(found[1].replace(",", "")) > 0
+
+
+@pytest.mark.parametrize("hidden,why", [
+    (32, ""), (40, "parts of 40 columns do not fill tiles of 32")])
+def test_gates_are_finished_with_their_product_or_have_a_reason(hidden, why):
+    # A cell whose gates cannot be finished with their product says so beside it.
+    net = lamina.loads("model Cells { input x: f32[B, T, 9]\n"
+                       f"output y = x -> lstm({hidden}) }}").Cells()
+    (gates,) = [one for one in choices_of(net.graph, 2) if one.label.count("+") > 1]
+    assert gates.why == "a product as it stands" + \
+        ("" if why else "; its 4 parts (gates) are finished together")
+    assert gates.apart == ((("slice", why),) if why else ())
+
+
+def test_gates_with_much_to_keep_have_a_loop_of_their_own():
+    # What the backward pass reads of an LSTM's step is more than the end of a product writes well.
+    net = lamina.loads("model Cells { input x: f32[B, 4, 9]\n"
+                       "output logits = x -> lstm(32) -> flatten -> linear(3) }").Cells()
+    graph = net.value_and_grad("cross_entropy(logits, label)", target="numpy").graph
+    reasons = [reason for one in choices_of(graph, 2) for name, reason in one.apart
+               if name == "slice"]
+    assert reasons == ["7 results are kept, which a loop of their own writes faster"]

@@ -53,14 +53,17 @@ def _matmul(low: Lowering, finish: Finish) -> None:
         out = (rows, out[-1])
     a, b = _batched(low, a, out), _batched(low, b, out)
     batch, rows, columns, depth = product(out[:-2]), out[-2], out[-1], a.shape[-1]
-    tile = tile_for(low, columns)
+    parts = finish.epilogue.parts  # of a result of 2 axes
+    width = columns if parts == 1 else columns // parts  # type: ignore[operator]
+    tile = tile_for(low, width)
     where: Values = {"b": b, "b_batch": b.strides[0], "b_panel": b.strides[2] * tile.nr,
-                     "b_k": b.strides[1], "b_column": b.strides[2]}
+                     "b_k": b.strides[1], "b_column": b.strides[2], "b_part": width * b.strides[2]}
     if low.lies_still(b):  # what every round of a loop reads is packed once, before it
-        packed, one = _pack_columns(low, b, batch, depth, columns, tile)
-        where = {"b": packed, "b_batch": one, "b_panel": depth * tile.nr, "b_k": tile.nr,
-                 "b_column": 1}
-    values = {"a": a, **where, "batch": batch, "M": rows, "N": columns, "K": depth,
+        groups = (batch, b.strides[0]) if parts == 1 else (parts, width * b.strides[2])
+        packed, one = _pack_columns(low, b, *groups, depth, width, tile)
+        where = {"b": packed, "b_batch": one if parts == 1 else 0, "b_panel": depth * tile.nr,
+                 "b_k": tile.nr, "b_column": 1, "b_part": one}
+    values = {"a": a, **where, "batch": batch, "M": rows, "N": width, "K": depth,
               "a_batch": a.strides[0], "a_row": a.strides[1], "a_k": a.strides[2],
               **epilogue_values(finish)}
     # Few rows take as long as some more: what takes the time then is to read B.
@@ -70,14 +73,17 @@ def _matmul(low: Lowering, finish: Finish) -> None:
         macs=to_size(batch * rows * columns * depth))
 
 
-def _pack_columns(low: Lowering, b: View, batch: Dim, depth: Dim, columns: Dim,
+def _pack_columns(low: Lowering, b: View, count: Dim, apart: Dim, depth: Dim, columns: Dim,
                   tile: Tile) -> tuple[View, Dim]:
-    """B in panels, and the distance between batches (0 where all share one)."""
-    groups = 1 if b.strides[0] == 0 else batch
+    """So many matrices in panels, and the distance between them (0 where all are the same one).
+
+    They lie so far `apart` in B: batches, or the columns of parts.
+    """
+    groups = 1 if apart == 0 else count
     floats = panels(columns, tile) * depth * tile.nr
     packed = low.fresh(TensorType((groups * floats,)), "packed operand")
     values = {"source": b, "packed": packed, "groups": groups,
-              "columns": columns, "n0": 1, "n1": 1, "n2": depth, "s_group": b.strides[0],
+              "columns": columns, "n0": 1, "n1": 1, "n2": depth, "s_group": apart,
               "s_column": b.strides[2], "s0": 0, "s1": 0, "s2": b.strides[1]}
     with low.once(b, packed):
         run(low, contract.pack(tile), values, to_size(groups * floats), "pack")

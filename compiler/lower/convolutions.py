@@ -310,7 +310,7 @@ def bare_conv2d(low: Lowering, node: Node) -> None:
     anchor = Node(node.id, node.op, node.inputs, fixed, (TensorType((n, oh, ow, k)),), None,
                   node.span, node.path)
     low.view_of[node.inputs[0]], kept = x, low.view_of[node.inputs[0]]
-    conv2d(low, Finish(STORE, (), (result,), anchor, node.inputs))
+    conv2d(low, Finish(STORE, (), (result,), anchor, node.inputs, (result,)))
     low.view_of[node.inputs[0]] = kept
     low.view_of[Value(node.id)] = views.transpose(result, (0, 3, 1, 2)) \
         if attrs["layout"] == "nchw" else result

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lamina.compiler.ir.graph import Graph, Node, Value
-from lamina.compiler.ir.types import Dim, to_size
+from lamina.compiler.ir.types import Dim, product, to_size
+from lamina.compiler.lower import views
 from lamina.compiler.lower.core import Lowering
 from lamina.compiler.lower.loops import literal
 from lamina.compiler.lower.templates.text import (
@@ -18,53 +19,127 @@ from lamina.compiler.lower.templates.text import (
     wide_tile,
 )
 from lamina.compiler.lower.views import View
-from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
+from lamina.compiler.transform.fuse import ANCHORS, epilogue_access, part_width
 from lamina.runtime.program import ITEM_BYTES, THREADS, Size
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a contraction's result is finished: the template's epilogue and its memory."""
+    """How a contraction's result is finished: the template's epilogue and its memory.
+
+    `results` are whole, of `stores` a wide one has several parts.
+    """
 
     epilogue: Epilogue
     loads: tuple[View, ...]
     stores: tuple[View, ...]
     anchor: Node
     operands: tuple[Value, ...]
+    results: tuple[View, ...]
 
 
 def finish_of(low: Lowering, node: Node) -> Finish:
     """The contraction inside a fused node (or the bare node), and what follows it."""
     if node.body is None:
-        return Finish(STORE, (), (low.result(Value(node.id)),), node, node.inputs)
+        result = low.result(Value(node.id))
+        return Finish(STORE, (), (result,), node, node.inputs, (result,))
     body = node.body
     anchor = next(n for n in body.nodes if n.op.name in ANCHORS)
     outer = {value: node.inputs[int(name[1:])] for name, value in body.inputs.items()}
-    names = {Value(anchor.id): "acc"}
-    loads: list[Operand] = []
-    memory: list[View] = []
-    text: list[str] = []
+    writer = _FinishWriter(low, body, anchor, outer)
     for inner in body.nodes:
-        value = Value(inner.id)
-        if inner.op.name == "input" and _read_after(body, inner, anchor):
-            access = epilogue_access(inner.type.shape, anchor.type.shape)
-            assert access is not None
-            names[value] = f"x{len(loads)}"
-            loads.append(Operand(access, inner.type.dtype))
-            memory.append(low.dense(outer[value]))
-        elif inner.op.name == "const":
-            names[value] = literal(inner.attributes["value"], inner.attributes["dtype"])
-        elif inner.op.kind == "elementwise":
-            names[value] = f"v{inner.id}"
-            operands = [names[v] for v in inner.inputs]
-            kind = body.type(inner.inputs[0]).dtype
-            line = inner.op.scalar.format(*operands, t=kind, **inner.attributes)
-            text.append(f"v{inner.id} = {line}")
-    stores = tuple((Operand("matrix", body.type(v).dtype), names[v]) for _, v in body.outputs)
+        writer.add(inner)
     results = tuple(low.result(Value(node.id, port)) for port in range(len(node.outs)))
-    epilogue = Epilogue(tuple(loads), tuple(text), stores)
-    return Finish(epilogue, tuple(memory), results, anchor,
-                  tuple(outer[value] for value in anchor.inputs))
+    stores = []
+    for (_, value), result in zip(body.outputs, results, strict=True):
+        parts = writer.parts_of(result, body.type(value).shape)
+        stores += [(writer.operand("matrix", part), part, name)
+                   for part, name in zip(parts, writer.names[value], strict=True)]
+    epilogue = Epilogue(tuple(operand for operand, _ in writer.loads), tuple(writer.text),
+                        tuple((operand, name) for operand, _, name in stores), writer.count)
+    return Finish(epilogue, tuple(view for _, view in writer.loads),
+                  tuple(view for _, view, _ in stores), anchor,
+                  tuple(outer[value] for value in anchor.inputs), results)
+
+
+@dataclass
+class _FinishWriter:
+    """Writes what follows a contraction.
+
+    `names` has one name for a value, or one for each part where it is as wide as a result that
+    is read in parts.
+    """
+
+    low: Lowering
+    body: Graph
+    anchor: Node
+    outer: dict[Value, Value]
+    names: dict[Value, list[str]] = field(default_factory=dict)
+    loads: list[tuple[Operand, View]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.width: Dim = part_width(self.body, self.anchor)
+        columns = self.anchor.type.shape[-1]
+        self.count: int = 1 if self.width == columns else columns // self.width  # type: ignore
+        self.names[Value(self.anchor.id)] = ["acc"] if self.count == 1 else \
+            [f"acc{part}" for part in range(self.count)]
+
+    def add(self, node: Node) -> None:
+        """The text of a node of the body."""
+        value = Value(node.id)
+        if node.op.name == "input" and _read_after(self.body, node, self.anchor):
+            shape = node.type.shape
+            access = epilogue_access(shape, self.anchor.type.shape) or \
+                epilogue_access(shape, (*self.anchor.type.shape[:-1], self.width))
+            assert access is not None
+            parts = self.parts_of(self.low.view(self.outer[value]), shape)
+            first = len(self.loads)
+            self.names[value] = [f"x{first + part}" for part in range(len(parts))]
+            self.loads += [(self.operand(access, part), part) for part in map(self._laid, parts)]
+        elif node.op.name == "const":
+            self.names[value] = [literal(node.attributes["value"], node.attributes["dtype"])]
+        elif node.op.name == "slice":
+            part = node.attributes["starts"][-1] // self.width
+            self.names[value] = [self.names[node.inputs[0]][part]]
+        elif node.op.kind == "elementwise":
+            operands = [self.names[v] for v in node.inputs]
+            kind = self.body.type(node.inputs[0]).dtype
+            names = [f"v{node.id}"]
+            if max(map(len, operands)) > 1:
+                names = [f"v{node.id}_{part}" for part in range(self.count)]
+            for part, name in enumerate(names):
+                own = [one[part if len(one) > 1 else 0] for one in operands]
+                line = node.op.scalar.format(*own, t=kind, **node.attributes)
+                self.text.append(f"{name} = {line}")
+            self.names[value] = names
+
+    def parts_of(self, view: View, shape: tuple[Dim, ...]) -> list[View]:
+        """The memory of a value's parts: of itself where it is not as wide as the result."""
+        if self.count == 1 or not shape or shape[-1] != self.anchor.type.shape[-1]:
+            return [view]
+        return [views.cut(view, (0,) * (len(shape) - 1) + (part * self.width,),
+                          (*shape[:-1], (part + 1) * self.width), (1,) * len(shape),
+                          (*shape[:-1], self.width)) for part in range(self.count)]
+
+    def _laid(self, view: View) -> View:
+        """The view, copied where a kernel cannot read it as it lies."""
+        return view if view.is_packed or row_space(view) is not None else self.low.copy(view)
+
+    def operand(self, access: str, view: View) -> Operand:
+        """How a kernel reads or writes this memory."""
+        return Operand(access, view.dtype, access == "matrix" and not view.is_packed)
+
+
+def row_space(view: View) -> Dim | None:
+    """How far apart the rows of a matrix lie, all axes but the last being its rows.
+
+    None where they are not at even distances, or their elements have gaps.
+    """
+    if len(view.shape) < 2 or view.strides[-1] != 1:
+        return None
+    flat = views.reshape(view, (product(view.shape[:-1]), view.shape[-1]))
+    return None if flat is None else flat.strides[0]
 
 
 def _read_after(body: Graph, node: Node, anchor: Node) -> bool:
@@ -115,6 +190,9 @@ def run(low: Lowering, template: Template, values: Values, work: Size, what: str
         scratch = low.temp((THREADS, template.scratch), what="scratch")
         values = {**values, "scratch": Memory(scratch)}
     given = {"claim": "y0", **{f"fetch{i}": name for i, name in enumerate(template.fetch)}}
+    spaces = {name: f"space_{name}" for name in template.fetch}
+    given |= {f"apart{i}": spaces[name] if spaces[name] in values else "N"
+              for i, name in enumerate(template.fetch)}
     args: list[tuple[str, Size]] = []
     for name in template.arguments:
         if name == "finish":
@@ -144,13 +222,15 @@ def effort(macs: Dim) -> Size:
 
 def epilogue_values(finish: Finish) -> Values:
     """The memory of an epilogue's operands and results, by argument."""
-    loads = {f"x{i}": view for i, view in enumerate(finish.loads)}
-    return {**loads, **{f"y{i}": view for i, view in enumerate(finish.stores)}}
+    operands = {**{f"x{i}": view for i, view in enumerate(finish.loads)},
+                **{f"y{i}": view for i, view in enumerate(finish.stores)}}
+    spaces = {f"space_{name}": row_space(view) for name, view in operands.items()}
+    return {**operands, **{name: space for name, space in spaces.items() if space is not None}}
 
 
 def publish(low: Lowering, node: Node, finish: Finish) -> None:
     """Say where the results of a finished contraction lie."""
-    for port, view in enumerate(finish.stores):
+    for port, view in enumerate(finish.results):
         low.view_of[Value(node.id, port)] = view
 
 

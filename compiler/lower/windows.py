@@ -78,7 +78,7 @@ def bare_mean_pool(low: Lowering, node: Node) -> None:
                   node.span, node.path)
     result = low.fresh(TensorType(shape))
     low.view_of[node.inputs[0]] = views.transpose(kept, (0, 2, 3, 1))
-    mean_pool(low, Finish(STORE, (), (result,), anchor, node.inputs))
+    mean_pool(low, Finish(STORE, (), (result,), anchor, node.inputs, (result,)))
     low.view_of[node.inputs[0]] = kept
     low.view_of[Value(node.id)] = views.transpose(result, (0, 3, 1, 2))
 

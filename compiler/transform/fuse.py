@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lamina.compiler.ir.builder import Builder
@@ -25,6 +26,10 @@ CHEAP = ("add", "sub", "mul", "neg", "maximum", "minimum", "select", "less", "le
 VIEWS = ("reshape", "transpose", "slice", "reverse", "broadcast_to", "again")  # may move nothing
 MAX_NODES = 48
 MAX_OPERANDS = 20
+MAX_PARTS = 8  # of a product's result that are computed side by side
+PANEL = 32  # columns that are computed together
+MAX_STORED = 3  # results of the work on parts that are written to memory
+FULL = 0.75  # of whose columns must be filled, as each part has panels of its own
 
 
 @dataclass(slots=True)
@@ -33,7 +38,8 @@ class Group:
 
     `kind`: "point" (no reduction), "row" (reductions inside the loops, usable by the same group),
     "column" (reductions over leading axes, only handed out), "epilogue" (after a contraction),
-    "single" (anything else).
+    "single" (anything else). `part` is the shape of the equal parts that a contraction's result is
+    read in, as the gates of a cell are.
     """
 
     kind: str
@@ -42,6 +48,7 @@ class Group:
     nodes: list[Node] = field(default_factory=list)
     mask: int = 0
     before: int = 0  # all groups that must run earlier, as bits of node ids
+    part: tuple[Dim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,8 @@ class _Planner:
         if node.op.name in FREE:
             return
         group = self._start(node)
+        if node.op.name == "slice":
+            self._join_part(node, group)
         if group.kind in ("single", "epilogue"):
             return
         source = self._recomputable(node)
@@ -225,7 +234,8 @@ class _Planner:
         kind, space, axes = merged
         nodes = sorted(producer.nodes + consumer.nodes, key=lambda n: n.id)
         group = Group(kind, space, axes, nodes, producer.mask | consumer.mask,
-                      (producer.before | consumer.before) & ~(producer.mask | consumer.mask))
+                      (producer.before | consumer.before) & ~(producer.mask | consumer.mask),
+                      producer.part or consumer.part or _part_of(consumer))
         if len(self._operands(group)) > MAX_OPERANDS or len(group.nodes) > MAX_NODES:
             return "the group would grow too large"
         assert self.groups[-1] is consumer
@@ -240,6 +250,19 @@ class _Planner:
                 other.before |= group.before | group.mask
         self.groups.append(group)
         return ""
+
+    def _join_part(self, node: Node, group: Group) -> None:
+        """A cut of one of the equal parts in which a product's result is read joins its end.
+
+        Then the parts are computed side by side, and elementwise work on them can follow.
+        """
+        source = node.inputs[0]
+        product = self.group_of.get(source.node)
+        if product is None or product.kind != "epilogue":
+            return
+        reason = why_whole(self.graph, source, product.nodes) or self._join(product, group)
+        if reason:
+            self.refusals.append(Refusal(source.node, node.id, reason))
 
     def _between(self, producer: Group, consumer: Group) -> bool:
         """Whether a path leads from one group to the other through a third."""
@@ -283,13 +306,16 @@ class _Planner:
         return kind, p.space, axes
 
     def _compatible_epilogue(self, p: Group, c: Group):
+        if c.kind == "single":  # one of its parts
+            return "epilogue", p.space, ()
         if p.kind == c.kind:
             return "both end a contraction of their own"
         anchored, point = (p, c) if p.kind == "epilogue" else (c, p)
         if anchored is c and {v for n in c.nodes if n.op.name in ANCHORS for v in n.inputs} & \
                 {Value(n.id) for n in p.nodes}:
             return "a contraction reads finished operands"
-        if point.kind != "point" or c.space != p.space:
+        spaces = (anchored.space, anchored.part or anchored.space)
+        if point.kind != "point" or point.space not in spaces:
             return "only elementwise work on the whole result follows a contraction"
         inside = {node.id for node in (*p.nodes, *c.nodes)}
         for node in point.nodes:
@@ -297,11 +323,84 @@ class _Planner:
                 return "only elementwise work follows a contraction"
             for value in node.inputs:
                 shape = self.graph.type(value).shape
-                if value.node not in inside and epilogue_access(shape, p.space) is None:
+                if value.node not in inside and epilogue_access(shape, point.space) is None:
                     return f"an operand of shape {shape} does not follow the result's rows"
                 if self.graph.node(value).op.name == "iota":
                     return "positions are not known after a contraction"
-        return "epilogue", p.space, ()
+        return "epilogue", anchored.space, ()
+
+
+def _part_of(group: Group) -> tuple[Dim, ...]:
+    """The shape of what a group of one slice cuts."""
+    only = group.nodes[0]
+    return only.type.shape if group.kind == "single" and only.op.name == "slice" else ()
+
+
+def why_whole(graph: Graph, result: Value, nodes: Sequence[Node]) -> str:
+    """Why the end of a product does not hand out `result` in parts, or "" if it does.
+
+    `nodes` are those of its group.
+    """
+    anchor = next(node for node in nodes if node.op.name in ANCHORS)
+    cuts = [user for user in graph.users(result.node) if user.op.name == "slice"]
+    if not cuts:
+        return "nothing reads its result in parts"
+    columns, width = graph.type(result).shape[-1], cuts[0].type.shape[-1]
+    if anchor.op.name != "matmul" or graph.type(anchor.inputs[1]).rank != 2:
+        return "it is no product with one matrix"
+    if not isinstance(columns, int) or not isinstance(width, int) or columns % width:
+        return "its parts are not equal"
+    if len(cuts) < len(graph.users(result.node)) or \
+            any(value == result for _, value in graph.outputs):
+        return "its result is read as a whole too"
+    if any(cut.type.shape[-1] != width or not _is_part(graph, cut) for cut in cuts):
+        return "its parts are not equal"
+    if columns // width > MAX_PARTS:
+        return f"it has more than {MAX_PARTS} parts"
+    if width < FULL * (-(-width // PANEL) * PANEL):
+        return f"parts of {width} columns do not fill tiles of {PANEL}"
+    readers = [graph.users(cut.id) for cut in cuts]
+    if not all(readers) or any(
+            user.op.kind != "elementwise" or user.type.shape != cut.type.shape
+            for cut, users in zip(cuts, readers, strict=True) for user in users):
+        return "more than elementwise work reads its parts"
+    stored = len(_stored(graph, cuts))
+    return f"{stored} results are kept, which a loop of their own writes faster" \
+        if stored > MAX_STORED else ""
+
+
+def _stored(graph: Graph, cuts: Sequence[Node]) -> set[int]:
+    """What elementwise work on the parts of a result leaves for other work to read."""
+    given = {value.node for _, value in graph.outputs}
+    inside, stored = {cut.id for cut in cuts}, set()
+    todo = list(inside)
+    for id in todo:
+        users = graph.users(id)
+        near = [user.id for user in users
+                if user.op.kind == "elementwise" and user.type.shape == cuts[0].type.shape]
+        if id in given or len(near) < len(users):
+            stored.add(id)
+        todo += [user for user in near if user not in inside]
+        inside.update(near)
+    return stored
+
+
+def part_width(body: Graph, anchor: Node) -> Dim:
+    """The columns of a part of a contraction's result; all of them where it is not read in parts.
+
+    `body` is that of the fused group.
+    """
+    cut = next((node for node in body.nodes if node.op.name == "slice"), anchor)
+    return cut.type.shape[-1]
+
+
+def _is_part(graph: Graph, cut: Node) -> bool:
+    """Whether a slice takes all rows, and columns from a multiple of their number on."""
+    attrs, shape = cut.attributes, graph.type(cut.inputs[0]).shape
+    whole = attrs["starts"][:-1] == (0,) * (len(shape) - 1) and \
+        cut.type.shape[:-1] == shape[:-1] and all(step == 1 for step in attrs["steps"])
+    start = attrs["starts"][-1]
+    return whole and isinstance(start, int) and start % cut.type.shape[-1] == 0
 
 
 def _last(group: Group) -> int:

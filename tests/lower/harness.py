@@ -41,6 +41,8 @@ def run(calls, inputs, outputs, cache_folder, threads=1, check=True):
         if template.finish:
             values = {**values, "claim": values["y0"],
                       **{f"fetch{i}": values[name] for i, name in enumerate(template.fetch)}}
+            values |= {f"apart{i}": values.get(f"space_{name}", values["N"])
+                       for i, name in enumerate(template.fetch) if "apart0" in template.arguments}
             kernels.append(Kernel(f"f{number}", template.finish))
         args = tuple(
             ("kernel", len(kernels) - 1) if a == "finish" else

@@ -5,7 +5,10 @@ Packed weights are panels of `nr` columns: [group][panel][n0][n1][n2][nr], zero 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lamina.compiler.lower.templates.text import (
+    BLOCK_TILES,
     LINE,
     NOTHING,
     PIXEL,
@@ -13,6 +16,7 @@ from lamina.compiler.lower.templates.text import (
     Epilogue,
     Template,
     Tile,
+    claim_parts,
     claim_tile,
     contraction,
     count_up,
@@ -25,7 +29,6 @@ from lamina.compiler.lower.templates.text import (
 
 TILES_PER_BLOCK = 24  # tiles of a convolution that read one panel of weights
 # A block of A and the sums that wait should fit the second-level cache.
-BLOCK_TILES = 16  # tiles of rows that read one panel of B
 KC = 256  # longest stretch of the sum that is done at once: a panel of B fills half of 32 KB
 UNPACKED = 256  # rows of B farther apart are gathered, to spare the TLB
 PACKED_K = 1024  # longest part of A's rows that is packed once for all panels
@@ -90,12 +93,15 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     b_k = nr, b_panel = K * nr, b_batch = ceil(N / nr) * K * nr or 0. Any other B: b_panel =
     nr * b_column; where its rows lie far apart, panels are gathered as they are needed (at most
     nr - 1 floats past B's end are read and not used).
+    With several parts the product has so many times N columns, those of a part b_part floats
+    behind those of the part before: panel p is then panel p // parts of part p % parts.
     """
-    mr, nr = tile.mr, tile.nr
+    mr, nr, parts = tile.mr, tile.nr, epilogue.parts
     arguments = (
         *("a", "b", "scratch"),
         *["batch", "M", "N", "K", "a_batch", "a_row", "a_k"],
         *["b_batch", "b_panel", "b_k", "b_column"],
+        *(["b_part"] if parts > 1 else []),
     )
     wide = -(-mr // tile.width)  # vectors that hold a column of A's tile
     a_floats = BLOCK_TILES * mr * PACKED_K + 2 * tile.width  # the last column moves too much
@@ -104,13 +110,35 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     width = tile.width
     # The tile's text occurs twice: with strides known when compiled its loop is a fifth shorter.
     inner = f"{tile.part}(high, rows_at, i64(1), i64(1), length, i64(0), i64(0)"
+    several, apart = parts > 1, BLOCK_TILES * mr * nr  # floats from a panel's sums to the next's
+    panel = f"p // {parts}" if several else "p"
+    part = f" + p % {parts} * {4 * apart}" if several else ""
+    waits = f"(p - p % {parts} - p0) * {4 * apart}" if several else \
+        f"((p - p0) * {BLOCK_TILES} + t) * {4 * mr * nr}"
+    split = SPLIT.strip("\n")
+    if several:
+        split += f"\n    p_lo, p_hi = p_lo * {parts}, p_hi * {parts}"
+    at_once = PANELS_PER_BLOCK // parts * parts
+
+    def place(p: str) -> str:
+        """Where a panel of B lies."""
+        return f"({p} % {parts} * b_part + {p} // {parts} * b_panel)" if several else \
+            f"{p} * b_panel"
+
+    def at_last_part(lines: Callable[[int], str], indent: int) -> str:
+        """Lines for a tile's end: it has one when the sums of all its parts are there."""
+        if not several:
+            return lines(indent)
+        when = " " * indent + f"if p % {parts} == {parts - 1}:\n"
+        return when + lines(indent + 4)
+
     body = f"""
     tiles = (M + {mr - 1}) // {mr}
     high = (M + tiles - 1) // max(i64(1), tiles)  # rows of a tile: 32 are 11, 11 and 10
     panels = (N + {nr - 1}) // {nr}
     units = batch * tiles
     columns = N
-{SPLIT.strip(chr(10))}
+{split}
     blocks = max(i64(1), (K + {KC - 1}) // {KC})
     depth = min(K, i64({KC}))  # not evenly: zeros at the end of a sum change no bit
     room = {PACKED_K} // max(i64(1), depth)
@@ -130,7 +158,7 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
     limit = i64(0)
     if panels == 1 and u_hi > u_lo:
         limit = (u_hi // tiles * M + min(M, u_hi % tiles * high)) * N
-{finish_start(arguments)}
+{finish_start(arguments, parts)}
     u = u_lo
     if M <= {FEW} and a_k == 1 and (b_k == 1 or b_column == 1):
         # So few rows make it a matter of reading B as it lies, whose columns may be runs of floats.
@@ -139,14 +167,14 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
             first_row = item * M
             valid = M
             for p in range(p_lo, p_hi):
-                width = min(i64({nr}), N - p * {nr})
-                first_column = p * {nr}
-                panel = b + 4 * (item * b_batch + p * b_panel)
+                width = min(i64({nr}), N - {panel} * {nr})
+                first_column = {panel} * {nr}
+                panel = b + 4 * (item * b_batch + {place("p")})
                 for k in range(0, max(i64(1), K), {KC}):
                     length = min(i64({KC}), K - k)
                     for m in range(M):
                         rows[0] = a + 4 * (item * a_batch + m * a_row + k)
-                        to = sums + {4 * nr} * m
+                        to = sums + {4 * nr} * m{part}
                         if b_column == 1:
                             {tile.single}(rows_at, i64(1), i64(1), length, i64(0), i64(0), i64(1),
                                 panel + 4 * k * b_k, i64(0), i64(0), b_k, to, i64({nr}), k > 0)
@@ -154,15 +182,15 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                             for j in range(0, width, {tile.width}):
                                 across_{tile.width}(rows[0], panel + 4 * (j * b_column + k),
                                     b_column, width - j, length, to + 4 * j, k > 0)
-{finish_tile(16)}
+{at_last_part(finish_tile, 16)}
         u = u_hi
     while u < u_hi:
         item = u // tiles
         t0 = u % tiles
         count = min(min(i64({BLOCK_TILES}), tiles - t0), u_hi - u)
         u += count
-        for p0 in range(p_lo, p_hi, {PANELS_PER_BLOCK}):
-            p1 = min(p_hi, p0 + {PANELS_PER_BLOCK})
+        for p0 in range(p_lo, p_hi, {at_once}):
+            p1 = min(p_hi, p0 + {at_once})
             for step in range(blocks):
                 k0 = step * depth
                 length = min(depth, K - k0)
@@ -187,14 +215,14 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                                     r = min((t0 + t) * high + m, M - 1)
                                     dst[to + k * {mr} + m] = src[from_ + k * a_k + r * a_row]
                 for p in range(p0, p1):
-                    b_at = b + 4 * (item * b_batch + p * b_panel + k0 * b_k)
-                    next_b = b_at + 4 * b_panel
+                    b_at = b + 4 * (item * b_batch + {place("p")} + k0 * b_k)
+                    next_b = b + 4 * (item * b_batch + {place("(p + 1)")} + k0 * b_k)
                     if p + 1 == p1:
-                        next_b = b + 4 * (item * b_batch + p0 * b_panel + (k0 + depth) * b_k)
+                        next_b = b + 4 * (item * b_batch + {place("p0")} + (k0 + depth) * b_k)
                     lines = (length * {nr * 4 // LINE} + count - 1) // count
-                    width = min(i64({nr}), N - p * {nr})
+                    width = min(i64({nr}), N - {panel} * {nr})
                     if gather:
-                        from_ = item * b_batch + p * b_panel + k0 * b_k
+                        from_ = item * b_batch + {place("p")} + k0 * b_k
                         done = i64(0)
                         if b_column == 1:
                             done = length
@@ -213,31 +241,32 @@ def gemm(epilogue: Epilogue, tile: Tile) -> Template:
                                 into[k * {nr} + j] = far[at]
                         b_at = gathered
                         lines = i64(0)
-                    first_column = p * {nr}
+                    first_column = {panel} * {nr}
                     for t in range(count):
                         first = (t0 + t) * high
                         first_row = item * M + first
                         valid = min(high, M - first)
-                        out = sums
+                        out = sums{f" + t * {4 * mr * nr}" if several else ""}
                         if blocks > 1:
-                            out += ((p - p0) * {BLOCK_TILES} + t) * {4 * mr * nr}
+                            out += {waits}
+                        sum_at = out{part}
                         if step == blocks - 1:
-{claim_tile(tile, 28)}
+{claim_parts(tile, 28, parts) if several else claim_tile(tile, 28)}
                         if packing:
                             for line in range(t * lines, (t + 1) * lines):
                                 fetch_line(next_b + {LINE} * line)
                             for m in range({mr}):
                                 rows[m] = packed_a + 4 * ((slot + t) * depth * {mr} + m)
                             {inner}, i64({mr}), b_at,
-                                    i64(0), i64(0), i64({nr}), out, i64({nr}), step > 0)
+                                    i64(0), i64(0), i64({nr}), sum_at, i64({nr}), step > 0)
                         else:
                             for m in range({mr}):
                                 r = first + min(i64(m), valid - 1)
                                 rows[m] = a + 4 * (item * a_batch + r * a_row + k0 * a_k)
                             {inner}, a_k, b_at,
-                                    i64(0), i64(0), stride, out, i64({nr}), step > 0)
+                                    i64(0), i64(0), stride, sum_at, i64({nr}), step > 0)
                         if step == blocks - 1:
-{finish_tile(28)}
+{at_last_part(finish_tile, 28)}
 """
     return contraction("Matrix product.", arguments, epilogue, tile, body,
                        a_floats + c_floats + b_floats)

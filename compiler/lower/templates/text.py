@@ -48,7 +48,11 @@ NAMES = {
 # fmt: on
 POINTERS = {"f32": "f32ptr", "f64": "f64ptr", "i32": "i32ptr", "i64": "i64ptr", "bool": "u8ptr"}
 LINE = 64  # bytes of a cache line
+BLOCK_TILES = 16  # tiles of rows that read one panel of B; so far apart lie the parts of a row
 ACCESS = ("matrix", "column", "row", "scalar")
+# Rows of several parts that are finished together: their operands stay in the nearest cache, and
+# few rows do not take as long as a whole tile.
+ROWS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +60,16 @@ class Operand:
     """An extra operand or a result of an epilogue.
 
     `access` says how it is indexed: "matrix" (row * columns + column, dense), "column", "row"
-    or "scalar" (one element).
+    or "scalar" (one element). The rows of a `spaced` matrix lie as far apart as an argument says.
     """
 
     access: str
     dtype: str = "f32"
+    spaced: bool = False
 
     def __post_init__(self):
-        if self.access not in ACCESS or self.dtype not in POINTERS:
+        if self.access not in ACCESS or self.dtype not in POINTERS or \
+                self.spaced and self.access != "matrix":
             raise ValueError(f"no operand is {self.access!r} of {self.dtype!r}")
 
 
@@ -74,11 +80,14 @@ class Epilogue:
     `text` holds Python assignments over `acc` (float32) and x0, x1 ... (the loads; a "bool" one
     is a Python boolean); `stores` pairs each result operand with the name of the value to write.
     Constants must be written as f32(...): a bare 1.0 would be a float64.
+    With several `parts` the result's columns are so many groups of `columns` each, and the text is
+    over acc0, acc1 ...: the results of one row in the same column of each.
     """
 
     loads: tuple[Operand, ...] = ()
     text: tuple[str, ...] = ()
     stores: tuple[tuple[Operand, str], ...] = ((Operand("matrix"), "acc"),)
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +168,18 @@ def lanes_tile(vector_width: int) -> Tile:
 
 
 def operand_names(epilogue: Epilogue) -> tuple[str, ...]:
-    """The epilogue's arguments: x0 ... of the loads, y0 ... of the stores."""
-    loads = tuple(f"x{i}" for i in range(len(epilogue.loads)))
-    return loads + tuple(f"y{i}" for i in range(len(epilogue.stores)))
+    """The epilogue's arguments: x0 ... of the loads, y0 ... of the stores, then their spaces.
+
+    `space_x0` are the floats from one row of x0 to the next.
+    """
+    operands = _operands(epilogue)
+    return (*operands, *(f"space_{name}" for name, one in operands.items() if one.spaced))
+
+
+def _operands(epilogue: Epilogue) -> dict[str, Operand]:
+    """Loads, then results, by name."""
+    return {**{f"x{i}": operand for i, operand in enumerate(epilogue.loads)},
+            **{f"y{i}": operand for i, (operand, _) in enumerate(epilogue.stores)}}
 
 
 def kernel_text(
@@ -172,12 +190,12 @@ def kernel_text(
     An argument called x (a buffer) arrives as the int64 `x_at`; the epilogue's buffers arrive as
     typed pointers p_x0 ...; sizes arrive under their own name. `body` is indented by 4.
     """
-    typed = _typed(epilogue)
+    operands = _operands(epilogue)
     lines = []
     for index, name in enumerate(arguments):
-        if name in typed:
+        if name in operands:
             lines.append(f"    {name}_at = block[{index}]")
-            lines.append(f"    p_{name} = {POINTERS[typed[name]]}({name}_at)")
+            lines.append(f"    p_{name} = {POINTERS[operands[name].dtype]}({name}_at)")
         else:
             lines.append(f"    {name} = block[{index}]")
     for index, operand in enumerate(epilogue.loads):
@@ -194,12 +212,6 @@ def imports(text: str) -> str:
     used = {module: [name for name in names if name in words] for module, names in NAMES.items()}
     return "\n".join(f"from lamina.runtime.cpu.{module} import {', '.join(names)}"
                      for module, names in used.items() if names)
-
-
-def _typed(epilogue: Epilogue) -> dict[str, str]:
-    typed = {f"x{i}": operand.dtype for i, operand in enumerate(epilogue.loads)}
-    typed.update({f"y{i}": operand.dtype for i, (operand, _) in enumerate(epilogue.stores)})
-    return typed
 
 
 def _load(operand: Operand, index: int, at: str) -> str:
@@ -276,10 +288,8 @@ def _fused(epilogue: Epilogue) -> bool:
 
 def _held(epilogue: Epilogue) -> dict[str, Operand]:
     """Operands that are staged in an array of the tile's size, by name."""
-    held = {f"x{i}": o for i, o in enumerate(epilogue.loads) if o.access != "scalar"}
-    if _fused(epilogue):
-        held.update({f"y{i}": o for i, (o, _) in enumerate(epilogue.stores)})
-    return held
+    return {name: operand for name, operand in _operands(epilogue).items()
+            if (operand.access != "scalar" if name.startswith("x") else _fused(epilogue))}
 
 
 # What a contraction tells about the tile that is to be finished, in the order of its block.
@@ -287,8 +297,18 @@ TILE = ("out", "first_row", "first_column", "valid", "width", "columns", "limit"
 
 
 FETCHED = 3  # operands of an epilogue that are fetched ahead, at most
-# The arguments that every contraction begins with.
-_GIVEN = ("finish", "claim", *(f"fetch{i}" for i in range(FETCHED)))
+FETCHED_OF_PARTS = 12  # and where it reads several parts, of which each has operands of its own
+
+
+def _given(parts: int) -> tuple[str, ...]:
+    """The arguments that every contraction begins with.
+
+    Behind an operand that is fetched ahead for several parts stands how far apart its rows are.
+    """
+    if parts == 1:
+        return ("finish", "claim", *(f"fetch{i}" for i in range(FETCHED)))
+    return ("finish", "claim", *(f"{name}{i}" for i in range(FETCHED_OF_PARTS)
+                                 for name in ("fetch", "apart")))
 
 
 def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: Tile, body: str,
@@ -297,16 +317,19 @@ def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: 
 
     `arguments` are those that `body` reads; the epilogue's operands follow, for the finish alone.
     """
-    own = (*_GIVEN, *arguments)
+    own = (*_given(epilogue.parts), *arguments)
     source = kernel_text(doc, own, NOTHING, body)
-    read = [f"x{i}" for i, operand in enumerate(epilogue.loads) if operand == Operand("matrix")]
+    count = FETCHED if epilogue.parts == 1 else FETCHED_OF_PARTS
+    read = [name for name, operand in _operands(epilogue).items()
+            if (name.startswith("x") and operand == Operand("matrix") if epilogue.parts == 1 else
+                name != "y0" and operand.access == "matrix" and operand.dtype == "f32")]
     return Template(source, (*own, *operand_names(epilogue)), scratch,
-                    finish_kernel(epilogue, tile), (*read, *["y0"] * FETCHED)[:FETCHED])
+                    finish_kernel(epilogue, tile), (*read, *["y0"] * count)[:count])
 
 
-def finish_start(arguments: tuple[str, ...]) -> str:
+def finish_start(arguments: tuple[str, ...], parts: int = 1) -> str:
     """Lines for the top of a contraction, after `columns` and `limit` are known."""
-    first = len(_GIVEN) + len(arguments)
+    first = len(_given(parts)) + len(arguments)
     return _indented([
         f"told_at = local_i64({len(TILE)})", "told = i64ptr(told_at)", "told[5] = columns",
         "told[6] = limit", f"told[7] = args + {8 * first}",
@@ -337,6 +360,26 @@ def claim_tile(tile: Tile, indent: int) -> str:
     return _indented(lines, indent)
 
 
+def claim_parts(tile: Tile, indent: int, parts: int) -> str:
+    """The same where several parts of a tile are computed one after the other, number `p % parts`.
+
+    Each asks for some of the matrices that the epilogue will read or write: all at once they would
+    wait for each other.
+    """
+    lines = []
+    for part in range(parts):
+        lines.append(f"if p % {parts} == {part}:")
+        if part == 0:
+            lines += [f"    for m in range({tile.mr}):",
+                      "        claim_line(claim + 4 * ((first_row + m) * columns + first_column))"]
+        for i in range(part, FETCHED_OF_PARTS, parts):
+            lines += [f"    if fetch{i} != claim:", f"        for m in range({tile.mr}):",
+                      f"            line = 4 * ((first_row + m) * apart{i} + first_column)",
+                      *(f"            fetch_line(fetch{i} + line + {start})"
+                        for start in range(0, tile.nr * 4, LINE))]
+    return _indented(lines, indent)
+
+
 def finish_kernel(epilogue: Epilogue, tile: Tile) -> str:
     """The kernel that runs the epilogue over one tile and stores it."""
     operands = operand_names(epilogue)
@@ -352,7 +395,7 @@ def tile_locals(epilogue: Epilogue, tile: Tile) -> str:
     """The stack arrays that `tile_epilogue` uses, for the top of the kernel."""
     if any(operand.access != "matrix" for operand, _ in epilogue.stores):
         raise ValueError("a tile's results are matrices")
-    lines, cells = [], tile.mr * tile.nr
+    lines, cells = [], _rows_at_once(epilogue, tile) * tile.nr
     for name, operand in _held(epilogue).items():
         kind = "local_i64" if operand.dtype in ("f64", "i64") else "local_f32"
         lines.append(f"t_{name}_at = {kind}({cells})")
@@ -372,48 +415,76 @@ def tile_epilogue(epilogue: Epilogue, tile: Tile, indent: int) -> str:
     text occurs once.
     """
     nr, row = tile.nr, tile.row
+    once: list[str] = []
     gather, scatter = [], []
     for name, operand in _held(epilogue).items():
-        if name.startswith("x"):
+        if _is_once(name, operand, epilogue):
+            once += [f"for m in range({ROWS_AT_ONCE}):",
+                     *("    " + line for line in _gather(name, operand, nr, row))]
+        elif name.startswith("x"):
             gather += _gather(name, operand, nr, row)
     for index, (operand, _) in enumerate(epilogue.stores):
         source = f"t_y{index}" if _fused(epilogue) else "result"
         address = f"t_y{index}_at" if _fused(epilogue) else "out"
         scatter += _scatter(f"y{index}", operand, nr, row, source, address)
+    rows, begin = ("valid", "first_row") if epilogue.parts == 1 else ("rows", "first_row + first")
     each_row = [
-        "for m in range(valid):",
-        "    row = first_row + m",
+        f"for m in range({rows}):",
+        f"    row = {begin} + m",
         "    at = row * columns + first_column",
     ]
-    lines = ["result = f32ptr(out)"]
+    lines = []
     if gather:
         lines += each_row + ["    " + line for line in gather]
     if _fused(epilogue):
-        lines.append(f"for e in range({tile.mr * nr}):")
-        lines.append("    acc = result[e]")
-        for index, operand in enumerate(epilogue.loads):
-            if operand.access != "scalar":
-                test = " != 0" if operand.dtype == "bool" else ""
-                lines.append(f"    x{index} = t_x{index}[e]{test}")
-        lines += ["    " + line for line in epilogue.text]
-        for index, (operand, name) in enumerate(epilogue.stores):
-            lines.append(f"    t_y{index}[e] = {_CASTS[operand.dtype]}({name})")
+        lines += _each_element(epilogue, tile)
     if scatter:
         lines += each_row + ["    " + line for line in scatter]
-    return _indented(lines, indent)
+    if epilogue.parts > 1:
+        lines = [*once, f"for first in range(0, valid, {ROWS_AT_ONCE}):",
+                 f"    rows = min(i64({ROWS_AT_ONCE}), valid - first)",
+                 *("    " + line for line in lines)]
+    return _indented(["result = f32ptr(out)", *lines], indent)
+
+
+def _each_element(epilogue: Epilogue, tile: Tile) -> list[str]:
+    """The loop of the arithmetic, over all elements that are finished together."""
+    lines = [f"for e in range({_rows_at_once(epilogue, tile) * tile.nr}):"]
+    if epilogue.parts == 1:
+        lines.append("    acc = result[e]")
+    else:
+        lines += [f"    acc{part} = result[{part * BLOCK_TILES * tile.mr * tile.nr} + "
+                  f"first * {tile.nr} + e]" for part in range(epilogue.parts)]
+    for index, operand in enumerate(epilogue.loads):
+        if operand.access != "scalar":
+            test = " != 0" if operand.dtype == "bool" else ""
+            lines.append(f"    x{index} = t_x{index}[e]{test}")
+    lines += ["    " + line for line in epilogue.text]
+    return lines + [f"    t_y{index}[e] = {_CASTS[operand.dtype]}({name})"
+                    for index, (operand, name) in enumerate(epilogue.stores)]
+
+
+def _rows_at_once(epilogue: Epilogue, tile: Tile) -> int:
+    """How many rows of a tile are finished together."""
+    return tile.mr if epilogue.parts == 1 else ROWS_AT_ONCE
 
 
 _CASTS = {"bool": "u8", "f32": "f32", "f64": "f64", "i32": "i32", "i64": "i64"}
 
 
+def _is_once(name: str, operand: Operand, epilogue: Epilogue) -> bool:
+    """Whether an operand is the same for all rows that go together, and brought once."""
+    return epilogue.parts > 1 and name.startswith("x") and operand.access == "column"
+
+
 def _gather(name: str, operand: Operand, nr: int, row: str) -> list[str]:
     """Lines that bring row m of an operand into its array."""
-    start = {"matrix": "at", "column": "first_column"}.get(operand.access)
     single = operand.dtype == "f32"
-    if start is None:
+    if operand.access == "row":
         if single:
             return [f"fill_{row}(t_{name}_at + m * {4 * nr}, p_{name}[row])"]
         return [f"for j in range({nr}):", f"    t_{name}[m * {nr} + j] = p_{name}[row]"]
+    start = "first_column" if operand.access == "column" else _row_start(name, operand)
     if single:
         return [f"move_{row}(t_{name}_at + m * {4 * nr}, {name}_at + 4 * ({start}))"]
     return ["for j in range(width):", f"    t_{name}[m * {nr} + j] = p_{name}[{start} + j]"]
@@ -423,9 +494,15 @@ def _scatter(
     name: str, operand: Operand, nr: int, row: str, source: str, address: str
 ) -> list[str]:
     """Lines that write row m of a result."""
-    slow = ["for j in range(width):", f"    p_{name}[at + j] = {source}[m * {nr} + j]"]
+    start = _row_start(name, operand)
+    slow = ["for j in range(width):", f"    p_{name}[{start} + j] = {source}[m * {nr} + j]"]
     if operand.dtype != "f32":
         return slow
-    move = f"    move_{row}({name}_at + 4 * at, {address} + m * {4 * nr})"
-    whole = f"if width == {nr} or at + {nr} <= limit:"
+    move = f"    move_{row}({name}_at + 4 * {start}, {address} + m * {4 * nr})"
+    whole = f"if width == {nr}:" if operand.spaced else f"if width == {nr} or at + {nr} <= limit:"
     return [whole, move, "else:", *("    " + line for line in slow)]
+
+
+def _row_start(name: str, operand: Operand) -> str:
+    """Where row `row` of a matrix has the tile's first column."""
+    return f"(row * space_{name} + first_column)" if operand.spaced else "at"
