@@ -19,7 +19,8 @@ from lamina.compiler.lower.templates.text import (
     wide_tile,
 )
 from lamina.compiler.lower.views import View
-from lamina.compiler.transform.fuse import ANCHORS, epilogue_access, part_width
+from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
+from lamina.compiler.transform.parts import part_width
 from lamina.runtime.program import ITEM_BYTES, THREADS, Size
 
 

@@ -17,7 +17,8 @@ from lamina.compiler.lower.templates import contract, text  # noqa: E402
 from lamina.compiler.lower.templates.text import Epilogue, Operand  # noqa: E402
 from lamina.compiler.ops import GraphMath  # noqa: E402
 from lamina.compiler.reference import evaluate  # noqa: E402
-from lamina.compiler.transform.fuse import MAX_PARTS, partition  # noqa: E402
+from lamina.compiler.transform.fuse import partition  # noqa: E402
+from lamina.compiler.transform.parts import MAX_PARTS  # noqa: E402
 from lamina.compiler.transform.pipeline import run_passes  # noqa: E402
 from lamina.runtime.cpu import host  # noqa: E402
 from lamina.runtime.cpu.executor import Executor  # noqa: E402
