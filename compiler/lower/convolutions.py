@@ -1,4 +1,4 @@
-"""Convolutions, direct or by Winograd's algorithm, and the gradients of their weights."""
+"""Convolutions, direct or by other algorithms, and the gradients of their weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from lamina.compiler.lower.kernels import (
     multiply,
     panels,
     publish,
+    repeat_columns,
     run,
     tile_for,
 )
+from lamina.compiler.lower.shifted import shifted_conv2d
 from lamina.compiler.lower.templates import contract, fractional, weight_grad, winograd
 from lamina.compiler.lower.templates.text import STORE, Template, Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.transform.shifted import SHIFTED
 from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
 from lamina.runtime.program import THREADS, Size
 
@@ -44,6 +47,9 @@ def conv2d(low: Lowering, finish: Finish) -> None:
     w = low.view(finish.operands[1])
     if attrs["algorithm"] == "winograd":
         _winograd(low, finish, x, w)
+        return
+    if attrs["algorithm"] == SHIFTED:
+        shifted_conv2d(low, finish, x, w)
         return
     stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
         pair("conv2d", "dilation", attrs["dilation"])
@@ -84,9 +90,7 @@ def _side_by_side(low: Lowering, finish: Finish, x: View, w: View, sizes: Values
         low.fill(filters, 0.0, SIDES)
         for n in range(together):
             low.copy(w, _side(filters, w.shape, n, step), SIDES)
-    loads = tuple(_repeated(low, view, together) if operand.access == "column" else view
-                  for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
-    _convolve(low, replace(finish, loads=loads), x, filters,
+    _convolve(low, repeat_columns(low, finish, together, SIDES), x, filters,
               {**sizes, "stride_w": together * step}, macs, contract, together)
 
 
@@ -94,11 +98,6 @@ def _side(filters: View, shape: tuple[Dim, ...], number: int, step: int) -> View
     """The weights of pixel `number` of those that are computed together."""
     begin = (number * shape[0], 0, 0, number * step)
     return views.cut(filters, begin, begin, (1, 1, 1, 1), shape)
-
-
-def _repeated(low: Lowering, view: View, times: int) -> View:
-    """The elements of a dense vector (of shape [..., K]) so many times."""
-    return low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)), why=SIDES)
 
 
 def fractional_conv2d(low: Lowering, finish: Finish) -> None:
@@ -292,7 +291,7 @@ def _padded(low: Lowering, x: View, padding) -> View:
 def bare_conv2d(low: Lowering, node: Node) -> None:
     """A convolution that the layout pass did not see: computed channels-last all the same."""
     attrs = node.attributes
-    if attrs["algorithm"] == "winograd" or attrs["layout"] == "nhwc" and not any(
+    if attrs["algorithm"] != "direct" or attrs["layout"] == "nhwc" and not any(
             amount for side in padding_pairs(attrs["padding"]) for amount in side):
         finish = finish_of(low, node)
         conv2d(low, finish)

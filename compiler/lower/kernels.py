@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, to_size
@@ -146,6 +146,15 @@ def epilogue_values(finish: Finish) -> Values:
     """The memory of an epilogue's operands and results, by argument."""
     loads = {f"x{i}": view for i, view in enumerate(finish.loads)}
     return {**loads, **{f"y{i}": view for i, view in enumerate(finish.stores)}}
+
+
+def repeat_columns(low: Lowering, finish: Finish, times: int, why: str) -> Finish:
+    """The same with each vector of the columns' numbers so many times behind itself."""
+    loads = tuple(
+        low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)), why=why)
+        if operand.access == "column" else view
+        for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
+    return replace(finish, loads=loads)
 
 
 def publish(low: Lowering, node: Node, finish: Finish) -> None:

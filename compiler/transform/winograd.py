@@ -53,7 +53,7 @@ def _choose(measured: Measured | None, builder: Builder, node: Node, inputs: tup
     if why_direct(result.shape, weights.shape, attrs, times):
         return None
     m = GraphMath(builder)
-    x, padding = _without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
+    x, padding = without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
     chosen = {**attrs, "algorithm": WINOGRAD, "padding": padding}
     return (m.apply(node.op, (x, Var(m, inputs[1])), chosen).value,)
 
@@ -177,7 +177,7 @@ def tiles_of(result: tuple[Dim, ...], taps: int) -> Dim:
     return images * ((rows + tile - 1) // tile) * ((columns + tile - 1) // tile)
 
 
-def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
+def without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
     """What a border of zeros was put around, and the padding that stands for it."""
     node = m.builder.node(x.value)
     if node.op.name != "pad" or node.attributes["value"] != 0:
