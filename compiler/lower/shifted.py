@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import lcm
-
 from lamina.compiler.ir.types import TensorType, product, to_size
 from lamina.compiler.lower import views
 from lamina.compiler.lower.core import Lowering
@@ -17,27 +15,19 @@ from lamina.compiler.lower.kernels import (
     tile_for,
 )
 from lamina.compiler.lower.templates import shifted
-from lamina.compiler.lower.templates.stream import stream_tile
+from lamina.compiler.lower.templates.stream import column_floats
 from lamina.compiler.lower.templates.text import Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs
 from lamina.runtime.program import THREADS
 
 WEIGHTS = "all columns of the kernel lie in one vector, the last first"
-STREAM = "a vector's width of results at a time reads it, whatever the number of channels"
+STREAM = "results of all channels are finished in one run, for which its numbers stand again"
 
 
-def as_stream(low: Lowering, finish: Finish, channels: int) -> tuple[Finish, int]:
-    """How a stream of results of so many channels is finished, and its span in floats.
-
-    A span is whole vectors; where the epilogue reads numbers of channels, also whole pixels.
-    """
-    width = stream_tile(low.vector_width).nr
-    if all(load.access != "column" for load in finish.epilogue.loads):
-        return finish, width
-    span = lcm(channels, width)
-    # A vector begins anywhere in a span, so that a tile reaches into the next.
-    return repeat_columns(low, finish, 2 * span // channels, STREAM), span
+def as_stream(low: Lowering, finish: Finish, channels: int) -> Finish:
+    """How a stream of results of so many channels is finished."""
+    return repeat_columns(low, finish, -(-column_floats(channels) // channels), STREAM)
 
 
 def shifted_conv2d(low: Lowering, finish: Finish, x: View, w: View) -> None:
@@ -47,15 +37,14 @@ def shifted_conv2d(low: Lowering, finish: Finish, x: View, w: View) -> None:
     batch, rows, columns, _ = finish.anchor.type.shape
     (top, _), (left, _) = padding_pairs(finish.anchor.attributes["padding"])
     tile = tile_for(low, across * outputs)
-    finish, span = as_stream(low, finish, outputs)
-    room = shifted.scratch_floats(x.shape[2], columns, outputs, across, tile, low.vector_width,
-                                  span)
+    finish = as_stream(low, finish, outputs)
+    room = shifted.scratch_floats(x.shape[2], columns, outputs, across, tile, low.vector_width)
     scratch = low.temp((THREADS, to_size(room)), what="scratch")
     values = {"x": x, "w": _weights(low, w, tile), "scratch": Memory(scratch), "room": room,
               "images": batch, "H": x.shape[1], "W": x.shape[2], "OH": rows, "OW": columns,
               "KH": taps, "KW": across, "C": channels, "K": outputs, "x_image": x.strides[0],
               "x_row": x.strides[1], "x_pixel": x.strides[2], "top": top, "left": left,
-              "span": span, **epilogue_values(finish)}
+              **epilogue_values(finish)}
     multiply(low, shifted.conv2d(finish.epilogue, tile, low.vector_width), values,
              product(finish.anchor.type.shape) * product(w.shape[1:]))
 

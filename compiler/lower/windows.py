@@ -121,10 +121,10 @@ def _few_channels(low: Lowering, finish: Finish, operand: View, sizes: Values, g
     channels = sizes["C"]
     assert isinstance(channels, int)
     make, name = (means.mean_pool_grad, "dy") if gradient else (means.mean_pool, "x")
-    finish, span = as_stream(low, finish, channels)
-    room = means.scratch_floats(sizes["W"], channels, low.vector_width, span)
+    finish = as_stream(low, finish, channels)
+    room = means.scratch_floats(sizes["W"], channels, low.vector_width)
     scratch = Memory(low.temp((THREADS, to_size(room)), what="scratch"))
-    values = {name: operand, **sizes, "scratch": scratch, "room": room, "span": span,
+    values = {name: operand, **sizes, "scratch": scratch, "room": room,
               **epilogue_values(finish)}
     pixels = product((sizes["images"], sizes["H"], sizes["W"]))
     run(low, make(finish.epilogue, channels, low.vector_width), values,

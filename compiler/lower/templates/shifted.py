@@ -8,7 +8,6 @@ from lamina.compiler.lower.templates.stream import (
     stream_end,
     stream_floats,
     stream_start,
-    stream_tile,
     streaming,
 )
 from lamina.compiler.lower.templates.text import Epilogue, Template, Tile
@@ -18,12 +17,10 @@ LINES = 16  # of results, at most, that are summed together
 
 
 def scratch_floats(columns: Dim, results: Dim, outputs: int, taps: int, tile: Tile,
-                   vector_width: int, span: int) -> Dim:
+                   vector_width: int) -> Dim:
     """Floats of a thread's scratch, for images and results of so many columns."""
-    finishing = stream_tile(vector_width)
     lines = LINES * ((columns + taps - 1) * outputs + tile.nr) + tile.nr
-    waiting = results * outputs + finishing.mr * span + stream_floats(finishing)
-    return (PIXELS + tile.mr) * tile.nr + lines + waiting
+    return (PIXELS + tile.mr) * tile.nr + lines + stream_floats(results * outputs, vector_width)
 
 
 def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
@@ -37,7 +34,6 @@ def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
     Vasudevan, Anderson and Gregg (2017) do so for both axes of the kernel.
     """
     mr, nr = tile.mr, tile.nr
-    finishing = stream_tile(vector_width)
     arguments = (
         *("x", "w", "scratch", "room", "images", "H", "W", "OH", "OW", "KH", "KW", "C", "K"),
         *("x_image", "x_row", "x_pixel", "top", "left"),
@@ -62,7 +58,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
     lines = sums + {4 * (PIXELS + mr) * nr}
     staged = lines + 4 * ({LINES} * line + {nr})
     start = row * OW * K
-{stream_start(arguments, finishing)}
+{stream_start(arguments)}
     while row < end:
         oh = row % OH
         kh = max(i64(0), top - oh)
@@ -104,11 +100,11 @@ def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
                                 to + 4 * (i * line + column * K), i64(0), True)
         for i in range(number):
             from_ = lines + 4 * (i * line + (KW - 1 - left) * K)
-            for j in range(0, OW * K, {finishing.nr}):
-                move_{finishing.row}(staged + 4 * (have + j), from_ + 4 * j)
+            for j in range(0, OW * K, {vector_width}):
+                move_1_{vector_width}(staged + 4 * (have + j), from_ + 4 * j)
             have += OW * K
-{stream_drain(finishing, 12)}
+{stream_drain("K", vector_width, 12)}
         row += number
-{stream_end(finishing, 4)}
+{stream_end("K", 4)}
 """
-    return streaming("Convolution by shifted sums.", arguments, epilogue, finishing, body)
+    return streaming("Convolution by shifted sums.", arguments, epilogue, body)

@@ -1,87 +1,112 @@
-"""Results that come as one run of floats, whatever their columns, are finished in whole tiles.
+"""Results that come as one run of numbers, whatever their channels, are finished many at a time.
 
 Results of few channels fill a vector only where neighbouring pixels lie in it together. A kernel
-appends them to what waits at `staged`, in the order in which they lie in memory; as soon as a tile
-of them is there, it is finished. To the epilogue the result is a matrix of `span` columns, which
-the kernel gets as an argument (see `kernels.as_stream`).
+appends them to what waits at `staged`, in the order in which they lie in memory; what is there is
+finished in whole vectors by a kernel of the epilogue, which is called by address.
 
-Texts here use `start` (where in the result the thread's first number lies, in floats), `staged` (an
-address) and `have` (how many floats wait there).
+Texts here use `staged` (an address), `have` (how many floats wait there), `start` (where in the
+result the first of them belongs, in floats) and `told` (what the finishing kernel is told).
 """
 
 from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
+    NOTHING,
     Epilogue,
     Template,
-    Tile,
-    contraction,
-    finish_start,
-    finish_tile,
-    narrow_lanes_tile,
+    element,
+    kernel_text,
+    operand_names,
 )
 
-
-def stream_tile(vector_width: int) -> Tile:
-    """The tile in which a stream is finished."""
-    return narrow_lanes_tile(vector_width)
+RUN = 512  # floats that are finished at once, at most
+_KINDS = {"bool": "u8mem", "f32": "f32mem", "f64": "f64mem", "i32": "i32mem", "i64": "i64mem"}
 
 
-def stream_floats(tile: Tile) -> int:
-    """Floats that may wait at `staged` beside those appended last, for a span of one vector."""
-    return 2 * tile.mr * tile.nr
+def stream_floats(appended, vector_width: int):
+    """Floats at `staged`, where so many are appended at once and moves reach a vector further."""
+    return RUN + appended + 2 * vector_width
 
 
-def streaming(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: Tile, body: str
-              ) -> Template:
-    """A Template whose body appends to a stream; `arguments` are those that `body` reads."""
-    return contraction(doc, (*arguments, "span"), epilogue, tile, body)
+def column_floats(channels: int) -> int:
+    """How many floats of an operand of one number for each channel a finishing kernel reads."""
+    return RUN + channels
 
 
-def stream_start(arguments: tuple[str, ...], tile: Tile) -> str:
-    """Lines for the top of the kernel, after `start` and `staged` are known."""
+def streaming(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, body: str,
+              scaled: bool = False) -> Template:
+    """A Template whose body appends to a stream; `arguments` are those that `body` reads.
+
+    `scaled`: what it appends is multiplied by `share` before it is finished.
+    """
+    source = kernel_text(doc, ("finish", *arguments), NOTHING, body)
+    return Template(source, ("finish", *arguments, *operand_names(epilogue)),
+                    finish=_finish(epilogue, scaled))
+
+
+def stream_start(arguments: tuple[str, ...], share: str = "") -> str:
+    """Lines for the top of a kernel with these arguments; `share` is the text of a scale."""
+    scale = f"""
+    share_at = local_f32(1)
+    share = f32ptr(share_at)
+    share[0] = {share}
+    told[5] = share_at""" if share else ""
     return f"""
-    columns, limit = span, i64(0)
-    group = {tile.mr} * span
-    gathered = local_f32({tile.mr * tile.nr})
-    have = i64(0)
-{finish_start((*arguments, "span"))}"""
+    told_at = local_i64(6)
+    told = i64ptr(told_at)
+    told[4] = args + {8 * (1 + len(arguments))}
+    have = i64(0){scale}"""
 
 
-def stream_drain(tile: Tile, indent: int) -> str:
-    """Lines that finish what waits, as far as it fills tiles; the rest moves to the front."""
-    mr, nr, row = tile.mr, tile.nr, tile.row
+def stream_drain(channels: str, vector_width: int, indent: int) -> str:
+    """Lines that finish what waits, if it is much, in whole vectors; the rest comes to the front.
+
+    `channels` is the text for the number of them.
+    """
     lines = f"""
-done = i64(0)
-while have - done >= group:
-    for j in range(0, span, {nr}):
-        first_row, first_column = (start + done) // span, (start + done) % span + j
-        valid, width = i64({mr}), i64({nr})
-        out = staged + 4 * done
-        if span > {nr}:
-            out = gathered
-            for m in range({mr}):
-                move_{row}(out + {4 * nr} * m, staged + 4 * (done + m * span + j))
-{finish_tile(8)}
-    done += group
-if done > 0:
-    have -= done
-    start += done
-    for i in range(0, have, {nr}):
-        move_{row}(staged + 4 * i, staged + 4 * (done + i))"""
+if have >= {RUN}:
+    whole = have // {vector_width} * {vector_width}
+{_finishing("whole", channels, 4)}
+    move_1_{vector_width}(staged, staged + 4 * whole)
+    start += whole
+    have -= whole"""
     return _indented(lines, indent)
 
 
-def stream_end(tile: Tile, indent: int) -> str:
-    """Lines that finish what is left at the end of a thread's share, a vector at a time."""
-    nr = tile.nr
+def stream_end(channels: str, indent: int) -> str:
+    """Lines that finish what is left at the end of a thread's share."""
+    return _finishing("have", channels, indent)
+
+
+def _finishing(count: str, channels: str, indent: int) -> str:
     lines = f"""
-for j in range(0, have, {nr}):
-    first_row, first_column = (start + j) // span, (start + j) % span
-    valid, width = i64(1), min(i64({nr}), have - j)
-    out = staged + 4 * j
-{finish_tile(4)}"""
+for first in range(0, {count}, {RUN}):
+    told[0], told[1], told[2] = staged + 4 * first, start + first, min(i64({RUN}), {count} - first)
+    told[3] = (start + first) % max(i64(1), {channels})
+    call_kernel(finish, told_at, tid, nthreads)"""
     return _indented(lines, indent)
+
+
+def _finish(epilogue: Epilogue, scaled: bool) -> str:
+    """The kernel that runs the epilogue over a run of numbers and stores them."""
+    if any(operand.access == "row" for operand in epilogue.loads) or \
+            any(operand.access != "matrix" for operand, _ in epilogue.stores):
+        raise ValueError("a stream has no rows")
+    operands = [*epilogue.loads, *(operand for operand, _ in epilogue.stores)]
+    lines = ["out, start, count, phase, operands = block[0], block[1], block[2], block[3], block[4]",
+             "result = f32mem(out, 0)", "given = i64ptr(operands)"]
+    for index, (name, operand) in enumerate(zip(operand_names(epilogue), operands, strict=True)):
+        lines.append(f"p_{name} = {_KINDS[operand.dtype]}(given[{index}], {index + 1})")
+        if operand.access == "scalar":
+            test = " != 0" if operand.dtype == "bool" else ""
+            lines.append(f"{name} = p_{name}[0]{test}")
+    value = "result[e] * share" if scaled else "result[e]"
+    if scaled:
+        lines += ["scale = f32ptr(block[5])", "share = scale[0]"]
+    lines.append("for e in range(count):")
+    body = _indented("\n".join(lines), 4) + "\n" + \
+        element(epilogue, value, "start + e", "phase + e", 8)
+    return kernel_text("Finishes a run of numbers.", (), NOTHING, body)
 
 
 def _indented(text: str, indent: int) -> str:
