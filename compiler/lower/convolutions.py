@@ -25,6 +25,7 @@ from lamina.compiler.lower.kernels import (
     run,
     tile_for,
 )
+from lamina.compiler.lower.across import along_rows
 from lamina.compiler.lower.shifted import shifted_conv2d
 from lamina.compiler.lower.templates import contract, fractional, weight_grad, winograd
 from lamina.compiler.lower.templates.text import STORE, Template, Tile
@@ -43,8 +44,10 @@ WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
 def conv2d(low: Lowering, finish: Finish) -> None:
     """A convolution of a channels-last image without a border, or of any by Winograd."""
     attrs = finish.anchor.attributes
-    x = _channels_inner(low, low.view(finish.operands[0]))
-    w = low.view(finish.operands[1])
+    x, w = low.view(finish.operands[0]), low.view(finish.operands[1])
+    if along_rows(low, finish, x, w):
+        return
+    x = _channels_inner(low, x)
     if attrs["algorithm"] == "winograd":
         _winograd(low, finish, x, w)
         return

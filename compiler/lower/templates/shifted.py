@@ -93,11 +93,12 @@ def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
                 to = lines + 4 * (w0 * K + p * {nr})
                 for r in range(min(apart, across)):
                     for i in range(number):
-                        for t in range((across - r + apart - 1) // apart):
-                            column = r + t * apart
+                        column = r
+                        while column < across:
                             {tile.single}(ones_at, i64(1), i64(1), i64(1), i64(0), i64(0), i64(0),
                                 sums + {4 * nr} * (i * across + column), i64(0), i64(0), i64(0),
                                 to + 4 * (i * line + column * K), i64(0), True)
+                            column += apart
         for i in range(number):
             from_ = lines + 4 * (i * line + (KW - 1 - left) * K)
             for j in range(0, OW * K, {vector_width}):

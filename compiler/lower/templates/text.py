@@ -28,6 +28,7 @@ NAMES = {
         "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
         "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
         "part_14x2_16", "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8",
+        "part_8x2_16",
         "tile_14x2_16", "tile_16x1_16", "tile_1x1_16", "tile_1x1_4", "tile_1x1_8", "tile_1x2_16",
         "tile_1x2_4", "tile_1x2_8", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8",
         "turn_16", "turn_4", "turn_8",
