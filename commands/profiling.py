@@ -46,6 +46,7 @@ WORTH_SAYING = 1.01  # how many times the model's count kernels multiply before 
 # What a kernel is, by the beginning of its title; and what of a run that belongs to.
 KINDS = (
     ("Matrix product", "matrix product"), ("Direct convolution", "convolution"),
+    ("Convolution along rows", "convolution"), ("Convolution by shifted sums", "convolution"),
     ("Winograd: convolution", "Winograd convolution"),
     ("Winograd: weight gradient", "Winograd weight gradient"),
     ("Winograd: weights", "packing"), ("Depthwise convolution", "depthwise convolution"),

@@ -9,6 +9,7 @@ from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
+from lamina.compiler.lower.along_rows import conv2d_along_rows, runs_along_rows
 from lamina.compiler.lower.core import PARTIAL, Lowering
 from lamina.compiler.lower.kernels import (
     Count,
@@ -25,7 +26,6 @@ from lamina.compiler.lower.kernels import (
     run,
     tile_for,
 )
-from lamina.compiler.lower.across import along_rows
 from lamina.compiler.lower.shifted import shifted_conv2d
 from lamina.compiler.lower.templates import contract, fractional, weight_grad, winograd
 from lamina.compiler.lower.templates.text import STORE, Template, Tile
@@ -44,15 +44,12 @@ WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
 def conv2d(low: Lowering, finish: Finish) -> None:
     """A convolution of a channels-last image without a border, or of any by Winograd."""
     attrs = finish.anchor.attributes
-    x, w = low.view(finish.operands[0]), low.view(finish.operands[1])
-    if along_rows(low, finish, x, w):
-        return
-    x = _channels_inner(low, x)
+    given, w = low.view(finish.operands[0]), low.view(finish.operands[1])
     if attrs["algorithm"] == "winograd":
-        _winograd(low, finish, x, w)
+        _winograd(low, finish, _channels_inner(low, given), w)
         return
     if attrs["algorithm"] == SHIFTED:
-        shifted_conv2d(low, finish, x, w)
+        shifted_conv2d(low, finish, _channels_inner(low, given), w)
         return
     stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
         pair("conv2d", "dilation", attrs["dilation"])
@@ -61,6 +58,11 @@ def conv2d(low: Lowering, finish: Finish) -> None:
     macs = product(finish.anchor.type.shape) * product(w.shape[1:])
     plain = all(load.access != "row" for load in finish.epilogue.loads)
     together = _together(low, finish.anchor.type.shape[2], w.shape, attrs) if plain else 1
+    if runs_along_rows(low, finish, given, w, together):
+        conv2d_along_rows(low, finish, given, w, {"stride_h": stride[0], "dilation_h": dilation[0],
+                                                  "dilation_w": dilation[1]})
+        return
+    x = _channels_inner(low, given)
     if together > 1:
         _side_by_side(low, finish, x, w, sizes, macs, together)
         return

@@ -98,7 +98,7 @@ def mean_pool(low: Lowering, finish: Finish) -> None:
     inside = not any(amount for side in padding_pairs(attrs["padding"]) for amount in side)
     apart = all(s >= k for k, s in zip(kernel, stride, strict=True))
     channels, fits = large[3], inside and (apart or not gradient)
-    if fits and isinstance(channels, int) and 0 < channels < low.vector_width:
+    if fits and isinstance(channels, int) and 0 < channels <= low.vector_width:
         _few_channels(low, finish, operand, sizes, gradient)
         return
     tile = lanes_tile(low.vector_width)

@@ -63,24 +63,44 @@ def why_not_shifted(result: tuple[Dim, ...], weights: tuple[Dim, ...], attrs, pa
            for amount in side):
         return "its border is wider than its kernel reaches"
     gain = shifting_gain(result[1:3], weights, padding)  # type: ignore[arg-type]
-    return "" if gain >= GAIN else f"shifted sums leave a gain of {gain:.2f}"
+    return "" if gain >= GAIN else f"additions and whole vectors leave a gain of {gain:.2f}"
 
 
 def shifting_gain(result: tuple[Dim, Dim], weights: tuple[int, ...], padding: Sides) -> float:
     """Multiply-adds of a direct convolution over those of shifted sums with their additions.
 
-    `result` has so many rows and columns.
+    `result` has so many rows and columns; sizes that are not known count as large.
     """
-    outputs, channels, taps, across = weights
     rows, columns = (size if isinstance(size, int) else LARGE for size in result)
-    (top, bottom), (left, right) = padding
-    pixels = columns + across - 1 - left - right
-    high = rows + taps - 1 - top - bottom
-    met = sum(0 <= row + tap - top < high for row in range(rows) for tap in range(taps))
-    lanes = _whole(across * outputs)
-    products = met * pixels * channels * lanes
+    outputs, channels, taps, across = weights
     direct = rows * columns * channels * taps * _direct_lanes(columns, outputs, across)
-    return direct / max(1, products + rows * pixels * lanes * ADDING)
+    return direct / max(1, shifting_work(rows, columns, weights, padding))
+
+
+def shifting_work(rows: int, columns: int, weights: tuple[int, ...], padding: Sides) -> int:
+    """What an image's shifted sums take, in multiply-adds: whole vectors, and their additions."""
+    outputs, channels, _, across = weights
+    met, pixels = _met(rows, weights, padding), _pixels(columns, weights, padding)
+    return (met * channels + rows * ADDING) * pixels * _whole(across * outputs)
+
+
+def shifting_products(rows: int, columns: int, weights: tuple[int, ...], padding: Sides) -> int:
+    """The multiply-adds of an image of so many rows and columns of results: none with a border."""
+    outputs, channels, _, across = weights
+    return _met(rows, weights, padding) * _pixels(columns, weights, padding) * \
+        channels * across * outputs
+
+
+def _met(rows: int, weights: tuple[int, ...], padding: Sides) -> int:
+    """How often a row of results and a row of the kernel meet a row of the image."""
+    (top, bottom), taps = padding[0], weights[2]
+    high = rows + taps - 1 - top - bottom
+    return sum(0 <= row + tap - top < high for row in range(rows) for tap in range(taps))
+
+
+def _pixels(columns: int, weights: tuple[int, ...], padding: Sides) -> int:
+    """The columns of the image."""
+    return columns + weights[3] - 1 - sum(padding[1])
 
 
 def _direct_lanes(columns: int, outputs: int, across: int) -> float:

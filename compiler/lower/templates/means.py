@@ -61,7 +61,8 @@ def mean_pool(epilogue: Epilogue, channels: int, vector_width: int) -> Template:
             image += 1
 {stream_end("C", 4)}
 """
-    return streaming("Mean of windows, few channels.", arguments, epilogue, body, True)
+    return streaming("Mean of windows, few channels.", arguments, epilogue, body,
+                     scaled=True)
 
 
 def mean_pool_grad(epilogue: Epilogue, channels: int, vector_width: int) -> Template:
@@ -106,4 +107,5 @@ def mean_pool_grad(epilogue: Epilogue, channels: int, vector_width: int) -> Temp
             image += 1
 {stream_end("C", 4)}
 """
-    return streaming("Gradient of a mean of windows, few channels.", arguments, epilogue, body, True)
+    doc = "Gradient of a mean of windows, few channels."
+    return streaming(doc, arguments, epilogue, body, scaled=True)

@@ -93,7 +93,8 @@ def _finish(epilogue: Epilogue, scaled: bool) -> str:
             any(operand.access != "matrix" for operand, _ in epilogue.stores):
         raise ValueError("a stream has no rows")
     operands = [*epilogue.loads, *(operand for operand, _ in epilogue.stores)]
-    lines = ["out, start, count, phase, operands = block[0], block[1], block[2], block[3], block[4]",
+    names = "out", "start", "count", "phase", "operands"
+    lines = [*(f"{name} = block[{index}]" for index, name in enumerate(names)),
              "result = f32mem(out, 0)", "given = i64ptr(operands)"]
     for index, (name, operand) in enumerate(zip(operand_names(epilogue), operands, strict=True)):
         lines.append(f"p_{name} = {_KINDS[operand.dtype]}(given[{index}], {index + 1})")

@@ -12,12 +12,20 @@ from lamina.compiler.lower.templates.stream import (
 )
 from lamina.compiler.lower.templates.text import Epilogue, Template, Tile
 
-MOST_OUTPUTS = 16
+MOST_OUTPUTS = 16  # that are transposed at once
+HEIGHTS = {4: (6, 4), 8: (6, 4), 16: (8, 6, 4)}  # of the parts of a tile, by vector width
 
 
-def across_tile(vector_width: int) -> Tile:
+def rows_tile(vector_width: int) -> Tile:
     """The tile of some outputs by two vectors of pixels."""
-    return Tile(8 if vector_width == 16 else 6, 2, vector_width, "part")
+    return Tile(HEIGHTS[vector_width][0], 2, vector_width)
+
+
+def whole_rows(outputs: int, vector_width: int) -> int:
+    """The outputs with those that are computed beside them, to fill parts of tiles."""
+    most, *_ = heights = HEIGHTS[vector_width]
+    rest = outputs % most
+    return outputs - rest + (min(h for h in heights if h >= rest) if rest else 0)
 
 
 def turned_width(outputs: int) -> int:
@@ -27,7 +35,7 @@ def turned_width(outputs: int) -> int:
 
 def scratch_floats(columns: Dim, outputs: int, vector_width: int) -> Dim:
     """Floats of a thread's scratch, for results of so many columns."""
-    tile = across_tile(vector_width)
+    tile = rows_tile(vector_width)
     planes = (outputs + max(tile.mr, turned_width(outputs))) * (columns + tile.nr)
     return planes + stream_floats((columns + turned_width(outputs)) * outputs, vector_width)
 
@@ -40,7 +48,7 @@ def conv2d(epilogue: Epilogue, outputs: int, vector_width: int) -> Template:
     + kw * w_w. A row of all `outputs` is computed plane by plane, then transposed into dense NHWC.
     At most a tile's width of floats past the last pixel are read and not used.
     """
-    tile = across_tile(vector_width)
+    tile = rows_tile(vector_width)
     side = turned_width(outputs)
     arguments = (
         *("x", "w", "scratch", "room", "images", "OH", "OW", "KH", "KW", "C", "K"),
