@@ -269,10 +269,11 @@ def choices_text(choices: list[Choice], sizes: Mapping[str, int], rate: float, m
         f"algorithm does in their place, where that differs: Winograd's {PRODUCTS} for each pair "
         "of channels and tile of results, in whole tiles: " + ", ".join(
             f"{tile} x {tile} results of {taps} x {taps} weights, for {(tile * taps) ** 2}"
-            for taps, tile in TILES.items()) + ".",
+            for taps, tile in TILES.items()) + "; for shifted sums, none of a border of zeros.",
         f"ms: an estimate from work alone, 2 FLOPs for each multiply-accumulate at {rate:,.1f} "
         f"GFLOP/s ({source}); for Winograd with whole panels of channels and what its transforms "
-        "are worth. Memory, borders and cut tiles are not in it: `lamina profile` measures.",
+        "are worth, for shifted sums with whole vectors and their additions. Memory, borders and "
+        "cut tiles are not in it: `lamina profile` measures.",
         "tile: rows x vectors*floats of running sums in registers."]
     return "\n".join([
         f"contractions for {given}, vectors of {vector_width()} floats",

@@ -1,10 +1,10 @@
-"""Convolutions of few outputs may be computed as sums that are shifted and added.
+"""Convolutions whose outputs fill vectors badly may be computed as sums that are shifted and added.
 
-A direct convolution computes a vector of outputs at a time, and where a pixel has few, those of
-neighbouring pixels with them, which look at more of the image than each of them needs. Instead all
-columns of the kernel and all outputs can lie in one vector: each pixel of the image is multiplied
-by them at once, and the sums are added where they belong. That has a price for each of them, but
-fills vectors better, and what a border of zeros would give need not be computed.
+A direct convolution computes a vector of outputs at a time; where a pixel has few, those of its
+neighbours with them, which together look at more of the image than each of them needs. Instead all
+columns of the kernel and all outputs can lie side by side: each pixel of the image is multiplied by
+them at once, and the sums are added where they belong. The additions have their price, but vectors
+are fuller, and what a border of zeros would give is not computed.
 
 The rule counts multiply-adds of whole vectors in both algorithms, and for an addition so many more.
 """
