@@ -117,7 +117,7 @@ def mean_pool(low: Lowering, finish: Finish) -> None:
 
 def _few_channels(low: Lowering, finish: Finish, operand: View, sizes: Values, gradient: bool
                   ) -> None:
-    """A mean of windows, or its gradient, of fewer channels than a vector holds."""
+    """A mean of windows, or its gradient, of no more channels than a vector holds."""
     channels = sizes["C"]
     assert isinstance(channels, int)
     make, name = (means.mean_pool_grad, "dy") if gradient else (means.mean_pool, "x")

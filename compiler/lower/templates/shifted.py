@@ -19,7 +19,8 @@ LINES = 16  # of results, at most, that are summed together
 def scratch_floats(columns: Dim, results: Dim, outputs: int, taps: int, tile: Tile,
                    vector_width: int) -> Dim:
     """Floats of a thread's scratch, for images and results of so many columns."""
-    lines = LINES * ((columns + taps - 1) * outputs + tile.nr) + tile.nr
+    # Lines together are as long as one, or as a block of pixels.
+    lines = (columns + PIXELS + LINES * (taps - 1)) * outputs + (LINES + 1) * tile.nr
     return (PIXELS + tile.mr) * tile.nr + lines + stream_floats(results * outputs, vector_width)
 
 
@@ -56,7 +57,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
     ones[0] = one_at
     sums = scratch + tid * 4 * room
     lines = sums + {4 * (PIXELS + mr) * nr}
-    staged = lines + 4 * ({LINES} * line + {nr})
+    staged = lines + 4 * (most * line + {nr})
     start = row * OW * K
 {stream_start(arguments)}
     while row < end:
