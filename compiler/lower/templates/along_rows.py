@@ -9,6 +9,7 @@ from lamina.compiler.lower.templates.stream import (
     stream_floats,
     stream_start,
     streaming,
+    whole_lines,
 )
 from lamina.compiler.lower.templates.text import Epilogue, Template, Tile
 
@@ -37,7 +38,8 @@ def scratch_floats(columns: Dim, outputs: int, vector_width: int) -> Dim:
     """Floats of a thread's scratch, for results of so many columns."""
     tile = rows_tile(vector_width)
     planes = (outputs + max(tile.mr, turned_width(outputs))) * (columns + tile.nr)
-    return planes + stream_floats((columns + turned_width(outputs)) * outputs, vector_width)
+    waiting = stream_floats((columns + turned_width(outputs)) * outputs, vector_width)
+    return whole_lines(planes + waiting)
 
 
 def conv2d(epilogue: Epilogue, outputs: int, vector_width: int) -> Template:

@@ -9,6 +9,7 @@ from lamina.compiler.lower.templates.stream import (
     stream_floats,
     stream_start,
     streaming,
+    whole_lines,
 )
 from lamina.compiler.lower.templates.text import Epilogue, Template
 
@@ -24,7 +25,8 @@ def pixel_width(channels: int) -> int:
 def scratch_floats(columns: Dim, channels: int, vector_width: int) -> Dim:
     """Floats of a thread's scratch, for an image (without pooling) of so many columns."""
     row = columns * channels
-    return row + 2 * vector_width + stream_floats(row + channels, vector_width)
+    waiting = stream_floats(row + channels, vector_width)
+    return whole_lines(waiting + row + 2 * vector_width)
 
 
 def mean_pool(epilogue: Epilogue, channels: int, vector_width: int) -> Template:
@@ -38,8 +40,8 @@ def mean_pool(epilogue: Epilogue, channels: int, vector_width: int) -> Template:
     one, ones = f32ptr(one_at), i64ptr(ones_at)
     one[0] = f32(1)
     ones[0] = one_at
-    tall = scratch + tid * 4 * room  # sums over the rows of a window
-    staged = tall + 4 * (W * C + {2 * vector_width})
+    staged = scratch + tid * 4 * room
+    tall = staged + 4 * ({stream_floats("(W + 1) * C", vector_width)})  # of a window's rows
     start = row * OW * C
     used = ((OW - 1) * stride_w + KW) * C
     image, oh = row // max(i64(1), OH), row % max(i64(1), OH)

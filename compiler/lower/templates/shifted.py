@@ -9,6 +9,7 @@ from lamina.compiler.lower.templates.stream import (
     stream_floats,
     stream_start,
     streaming,
+    whole_lines,
 )
 from lamina.compiler.lower.templates.text import Epilogue, Template, Tile
 
@@ -21,7 +22,8 @@ def scratch_floats(columns: Dim, results: Dim, outputs: int, taps: int, tile: Ti
     """Floats of a thread's scratch, for images and results of so many columns."""
     # Lines together are as long as one, or as a block of pixels.
     lines = (columns + PIXELS + LINES * (taps - 1)) * outputs + (LINES + 1) * tile.nr
-    return (PIXELS + tile.mr) * tile.nr + lines + stream_floats(results * outputs, vector_width)
+    waiting = stream_floats(results * outputs, vector_width)
+    return whole_lines((PIXELS + tile.mr) * tile.nr + lines + waiting)
 
 
 def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
@@ -56,8 +58,8 @@ def conv2d(epilogue: Epilogue, tile: Tile, vector_width: int) -> Template:
     ones = i64ptr(ones_at)
     ones[0] = one_at
     sums = scratch + tid * 4 * room
-    lines = sums + {4 * (PIXELS + mr) * nr}
-    staged = lines + 4 * (most * line + {nr})
+    staged = sums + {4 * (PIXELS + mr) * nr}
+    lines = staged + 4 * ({stream_floats("OW * K", vector_width)})
     start = row * OW * K
 {stream_start(arguments)}
     while row < end:

@@ -11,6 +11,7 @@ result the first of them belongs, in floats) and `told` (what the finishing kern
 from __future__ import annotations
 
 from lamina.compiler.lower.templates.text import (
+    LINE,
     NOTHING,
     Epilogue,
     Template,
@@ -24,8 +25,18 @@ _KINDS = {"bool": "u8mem", "f32": "f32mem", "f64": "f64mem", "i32": "i32mem", "i
 
 
 def stream_floats(appended, vector_width: int):
-    """Floats at `staged`, where so many are appended at once and moves reach a vector further."""
-    return RUN + appended + 2 * vector_width
+    """Floats at `staged`, where so many are appended at once and moves reach a vector further.
+
+    A text of their number gives the text of the sum.
+    """
+    spare = RUN + 2 * vector_width
+    return f"{appended} + {spare}" if isinstance(appended, str) else appended + spare
+
+
+def whole_lines(floats):
+    """So many floats with those that fill a cache line: what threads have begins with one."""
+    line = LINE // 4
+    return (floats + line - 1) // line * line
 
 
 def column_floats(channels: int) -> int:
