@@ -53,7 +53,7 @@ def _weights(low: Lowering, w: View, tile: Tile) -> View:
     """Weights [KH][C][KW, the last first][K], in rows that are filled with zeros."""
     outputs, channels, taps, across = w.shape
     wide = panels(across * outputs, tile) * tile.nr
-    filled = low.fresh(TensorType((taps, channels, wide)), "weights in rows")
+    filled = low.fresh(TensorType((taps, channels, wide)), "packed weights")
     turned = views.reverse(views.transpose(w, (2, 1, 3, 0)), (2,))
     target = View(filled.buffer, turned.shape, (channels * wide, wide, outputs, 1))
     with low.once(w, filled):
