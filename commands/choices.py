@@ -16,10 +16,18 @@ from lamina.compiler.ir.graph import Graph, Node
 from lamina.compiler.ir.types import Dim, substitute
 from lamina.compiler.lower.program import lower
 from lamina.compiler.ops.control import SCAN
+from lamina.compiler.ops.window import padding_pairs
 from lamina.compiler.options import Measured, Options
 from lamina.compiler.transform.fuse import Refusal, groups_of
 from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
 from lamina.compiler.transform.pointwise import why_no_product
+from lamina.compiler.transform.shifted import (
+    VECTOR,
+    shifting_gain,
+    shifting_products,
+    shifting_work,
+    why_not_shifted,
+)
 from lamina.compiler.transform.winograd import (
     CONVOLUTIONS,
     PRODUCTS,
@@ -29,6 +37,7 @@ from lamina.compiler.transform.winograd import (
     tiles_of,
     times_of,
     times_text,
+    whole_border,
     why_direct,
 )
 from lamina.runtime.cpu.host import vector_width
@@ -36,11 +45,12 @@ from lamina.runtime.cpu.plan import make_plan, total_macs
 from lamina.runtime.program import FORWARD, THREADS, Kernel, Program, Step, evaluate
 
 PRODUCT, DIRECT, DEPTHWISE = "matrix product", "direct", "depthwise"
-WINOGRAD, FRACTIONAL = "Winograd", "fractional"
+WINOGRAD, FRACTIONAL, SHIFTED, ROWS = "Winograd", "fractional", "shifted sums", "along rows"
 ALGORITHMS = (  # by the beginning of a kernel's title
     ("Matrix product", PRODUCT), ("Direct convolution", DIRECT), ("Weight gradient", DIRECT),
     ("Winograd", WINOGRAD), ("Depthwise convolution", DEPTHWISE),
-    ("Fractionally strided", FRACTIONAL))
+    ("Fractionally strided", FRACTIONAL), ("Convolution by shifted sums", SHIFTED),
+    ("Convolution along rows", ROWS))
 WIDTH = 100  # of sentences
 CONTRACTIONS = ("matmul", "conv2d", "fractional_conv2d", "conv2d_weight_grad")
 NAMED = re.compile(r"\b(?:tile|part|lanes)_(\d+)x(\d+)_(\d+)\(")  # as `tiles` names them
@@ -95,6 +105,13 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
             tiles = rounds * _number(tiles_of(result, taps), sizes)  # type: ignore[arg-type]
             own = tiles * PRODUCTS * _number(channels * outputs, sizes)
             work = tiles * tile_work(_number(channels, sizes), _number(outputs, sizes))
+        elif algorithm == SHIFTED and macs:
+            images, rows, columns, _ = (_number(n, sizes) for n in node.type.shape)
+            images *= macs // evaluate(step.macs, plan.bindings)
+            weights = _image_and_weights(inside, node)[1]
+            border = padding_pairs(node.attributes["padding"])
+            own, work = (images * count(rows, columns, weights, border)  # type: ignore[arg-type]
+                         for count in (shifting_products, shifting_work))
         was = (node.op.name, *_place(node)) in were
         found.append(Choice(
             step.label, place_text(files, step.layer, step.line), step.part, algorithm,
@@ -181,12 +198,31 @@ def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
                "taps of its own"
     if algorithm == DEPTHWISE:
         return "each channel has a filter of its own: no sum over channels"
+    if algorithm == SHIFTED:
+        border = padding_pairs(node.attributes["padding"])
+        gain = shifting_gain(result[1:3], weights, border)  # type: ignore[arg-type]
+        return (f"{weights[3]} columns of the kernel by {weights[0]} outputs lie in vectors "
+                f"together: {gain:.2f} times as fast as direct by its count")
+    if algorithm == ROWS:
+        return (f"pixels of a row are neighbours in memory, and vectors of them take less time "
+                f"than such of {weights[0]} outputs by its count")
     if weights[2:] == (1, 1):
         other, name, why = "product", "pointwise", why_no_product(weights, node.attributes)
     else:
         other, name, why = "Winograd", "winograd", why_direct(result, weights, node.attributes)
     left_out = sorted(skip & {"layout", name})
-    return f"no {other}: {why or _left_out(left_out)}"
+    return f"no {other}: {why or _left_out(left_out)}{_few_outputs(graph, node, weights, skip)}"
+
+
+def _few_outputs(graph: Graph, node: Node, weights: tuple[Dim, ...], skip: frozenset[str]) -> str:
+    """Why a direct convolution of fewer outputs than a vector holds does not shift sums."""
+    if node.op.name != "conv2d" or not isinstance(weights[0], int) or weights[0] >= VECTOR:
+        return ""
+    padding = padding_pairs(node.attributes["padding"])
+    border = whole_border(graph.node(node.inputs[0]), padding) or padding
+    why = why_not_shifted(node.type.shape, weights, node.attributes, border)
+    left_out = sorted(skip & {"layout", "shifted"})
+    return f"; no shifted sums: {why or _left_out(left_out)}"
 
 
 def _times(graph: Graph, node: Node, measured: Measured | None) -> str:
@@ -244,10 +280,11 @@ def choices_text(choices: list[Choice], sizes: Mapping[str, int], rate: float, m
         f"algorithm does in their place, where that differs: Winograd's {PRODUCTS} for each pair "
         "of channels and tile of results, in whole tiles: " + ", ".join(
             f"{tile} x {tile} results of {taps} x {taps} weights, for {(tile * taps) ** 2}"
-            for taps, tile in TILES.items()) + ".",
+            for taps, tile in TILES.items()) + "; for shifted sums, none of a border of zeros.",
         f"ms: an estimate from work alone, 2 FLOPs for each multiply-accumulate at {rate:,.1f} "
         f"GFLOP/s ({source}); for Winograd with whole panels of channels and what its transforms "
-        "are worth. Memory, borders and cut tiles are not in it: `lamina profile` measures.",
+        "are worth, for shifted sums with whole vectors and their additions. Memory, borders and "
+        "cut tiles are not in it: `lamina profile` measures.",
         "tile: rows x vectors*floats of running sums in registers."]
     return "\n".join([
         f"contractions for {given}, vectors of {vector_width()} floats",

@@ -46,6 +46,8 @@ WORTH_SAYING = 1.01  # how many times the model's count kernels multiply before 
 # What a kernel is, by the beginning of its title; and what of a run that belongs to.
 KINDS = (
     ("Matrix product", "matrix product"), ("Direct convolution", "convolution"),
+    ("Convolution along rows", "convolution along rows"),
+    ("Convolution by shifted sums", "shifted convolution"),
     ("Winograd: convolution", "Winograd convolution"),
     ("Winograd: weight gradient", "Winograd weight gradient"),
     ("Winograd: weights", "packing"), ("Depthwise convolution", "depthwise convolution"),
@@ -62,8 +64,8 @@ KINDS = (
 HELPERS = {"copy": "copy", "fill": "fill", "constant": "fill"}
 GROUPS = {
     "contractions": ("matrix product", "convolution", "Winograd convolution",
-                     "depthwise convolution", "fractional convolution", "weight gradient",
-                     "Winograd weight gradient"),
+                     "depthwise convolution", "fractional convolution", "shifted convolution",
+                     "convolution along rows", "weight gradient", "Winograd weight gradient"),
     "elementwise work": ("elementwise",),
     "reductions, pooling, lookups": ("reduction", "pooling", "lookup", "selection", "other"),
     "copies and packing": ("copy", "fill", "packing")}

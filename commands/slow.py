@@ -28,7 +28,8 @@ OUTSIDE = re.compile(r"scratch|claim|fetch\d+")  # arguments that move nothing m
 
 TILE = re.compile(r"\b(?:tile|part|lanes)_(\d+)x(\d+)_(\d+)\b")  # as `runtime/cpu/tiles` names them
 ARGUMENT = re.compile(r"^    (\w+?)(?:_at)? = block\[(\d+)\]$", re.MULTILINE)
-DENSE = ("matrix product", "convolution", "fractional convolution", "weight gradient")
+DENSE = ("matrix product", "convolution", "fractional convolution", "shifted convolution",
+         "weight gradient")
 OWN = re.compile(r"[xy]\d+")  # operands and results of what is fused behind a contraction
 WEIGHTS, RESULTS = "weights", "results"
 ROLES = {"w": WEIGHTS, "b": "its second operand", "a": "its first operand", "x": "its input",
@@ -134,7 +135,11 @@ def lanes(work: Work, machine: Machine) -> Limit | None:
 
 
 def _columns(work: Work) -> int:
-    """The columns of its result, or the output channels of a group; 0 where it has none."""
+    """What shares a vector: columns of its result, or a group's output channels; 0 for none."""
+    if work.kind == "convolution along rows":
+        return work.sizes["OW"]
+    if work.kind == "shifted convolution":
+        return work.sizes["KW"] * work.sizes["K"]
     return work.sizes.get("N", work.sizes.get("K", 0))
 
 
@@ -189,7 +194,9 @@ def _depth(work: Work) -> int:
     """The products of one sum; 0 for other kinds of steps."""
     if work.kind == "matrix product":
         return work.sizes["K"]
-    if work.kind not in ("convolution", "fractional convolution"):
+    if work.kind == "shifted convolution":
+        return work.sizes["KH"] * work.sizes["C"]
+    if work.kind not in ("convolution", "fractional convolution", "convolution along rows"):
         return 0
     apart = prod(work.sizes[name] for name in ("stride_h", "stride_w")) \
         if work.kind.startswith("fractional") else 1

@@ -48,10 +48,10 @@ def run(*args):
     return found.exit_code, found.output
 
 
-def training(name, batch):
-    """The program of a training step with its plan."""
+def training(name, batch, skip=frozenset()):
+    """The program of a training step with its plan; `skip` names passes that are left out."""
     step = select_training(name, "", {}, {})[1]
-    program = lower(run_passes(step)[-1].graph, 8)
+    program = lower(run_passes(step, skip=skip)[-1].graph, 8)
     return program, make_plan(program, {**example_sizes(step, batch), THREADS: 1})
 
 
@@ -109,12 +109,14 @@ def test_what_is_kept_is_what_the_backward_pass_reads(lenet):
 
 
 def test_purposes_are_told_apart(lenet):
-    # Which of the bytes are worth what they buy is the question.
+    # Which of the bytes are worth what they buy is the question. Shifted sums need no border.
     found = plan_memory(*lenet, {})
     known = {one.purpose for one in found.held}
     assert known - {"packed operand"} == {
         "activation", "gradient", "weight gradient", "packed weights", "scratch", "partial sums",
-        "copy", "padded copy"}
+        "copy"}
+    direct = plan_memory(*training("lenet5", 16, frozenset({"shifted"})), {})
+    assert {one.purpose for one in direct.held} - known == {"padded copy"}
     waiting = {one.layer for one in found.held if one.kept_for == "update"}
     assert {"c1", "c3"} <= waiting <= {"c1", "c3", "c5", "f6", "head"}
 

@@ -1,4 +1,4 @@
-"""Convolutions, direct or by Winograd's algorithm, and the gradients of their weights."""
+"""Convolutions, direct or by other algorithms, and the gradients of their weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, TensorType, product, to_size
 from lamina.compiler.lower import views
+from lamina.compiler.lower.along_rows import conv2d_along_rows, runs_along_rows
 from lamina.compiler.lower.core import PARTIAL, Lowering
 from lamina.compiler.lower.kernels import (
     Count,
@@ -21,14 +22,17 @@ from lamina.compiler.lower.kernels import (
     multiply,
     panels,
     publish,
+    repeat_columns,
     run,
     tile_for,
 )
+from lamina.compiler.lower.shifted import shifted_conv2d
 from lamina.compiler.lower.templates import contract, fractional, weight_grad, winograd
 from lamina.compiler.lower.templates.text import STORE, Template, Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.ops.define import REGISTRY
+from lamina.compiler.transform.shifted import SHIFTED
 from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
 from lamina.runtime.program import THREADS, Size
 
@@ -40,10 +44,12 @@ WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
 def conv2d(low: Lowering, finish: Finish) -> None:
     """A convolution of a channels-last image without a border, or of any by Winograd."""
     attrs = finish.anchor.attributes
-    x = _channels_inner(low, low.view(finish.operands[0]))
-    w = low.view(finish.operands[1])
+    given, w = low.view(finish.operands[0]), low.view(finish.operands[1])
     if attrs["algorithm"] == "winograd":
-        _winograd(low, finish, x, w)
+        _winograd(low, finish, _channels_inner(low, given), w)
+        return
+    if attrs["algorithm"] == SHIFTED:
+        shifted_conv2d(low, finish, _channels_inner(low, given), w)
         return
     stride, dilation = pair("conv2d", "stride", attrs["stride"]), \
         pair("conv2d", "dilation", attrs["dilation"])
@@ -52,6 +58,11 @@ def conv2d(low: Lowering, finish: Finish) -> None:
     macs = product(finish.anchor.type.shape) * product(w.shape[1:])
     plain = all(load.access != "row" for load in finish.epilogue.loads)
     together = _together(low, finish.anchor.type.shape[2], w.shape, attrs) if plain else 1
+    if runs_along_rows(low, finish, given, w, together):
+        conv2d_along_rows(low, finish, given, w, {"stride_h": stride[0], "dilation_h": dilation[0],
+                                                  "dilation_w": dilation[1]})
+        return
+    x = _channels_inner(low, given)
     if together > 1:
         _side_by_side(low, finish, x, w, sizes, macs, together)
         return
@@ -84,9 +95,7 @@ def _side_by_side(low: Lowering, finish: Finish, x: View, w: View, sizes: Values
         low.fill(filters, 0.0, SIDES)
         for n in range(together):
             low.copy(w, _side(filters, w.shape, n, step), SIDES)
-    loads = tuple(_repeated(low, view, together) if operand.access == "column" else view
-                  for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
-    _convolve(low, replace(finish, loads=loads), x, filters,
+    _convolve(low, repeat_columns(low, finish, together, SIDES), x, filters,
               {**sizes, "stride_w": together * step}, macs, contract, together)
 
 
@@ -94,11 +103,6 @@ def _side(filters: View, shape: tuple[Dim, ...], number: int, step: int) -> View
     """The weights of pixel `number` of those that are computed together."""
     begin = (number * shape[0], 0, 0, number * step)
     return views.cut(filters, begin, begin, (1, 1, 1, 1), shape)
-
-
-def _repeated(low: Lowering, view: View, times: int) -> View:
-    """The elements of a dense vector (of shape [..., K]) so many times."""
-    return low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)), why=SIDES)
 
 
 def fractional_conv2d(low: Lowering, finish: Finish) -> None:
@@ -292,7 +296,7 @@ def _padded(low: Lowering, x: View, padding) -> View:
 def bare_conv2d(low: Lowering, node: Node) -> None:
     """A convolution that the layout pass did not see: computed channels-last all the same."""
     attrs = node.attributes
-    if attrs["algorithm"] == "winograd" or attrs["layout"] == "nhwc" and not any(
+    if attrs["algorithm"] != "direct" or attrs["layout"] == "nhwc" and not any(
             amount for side in padding_pairs(attrs["padding"]) for amount in side):
         finish = finish_of(low, node)
         conv2d(low, finish)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim, product, to_size
@@ -124,8 +124,9 @@ class _FinishWriter:
                           (*shape[:-1], self.width)) for part in range(self.count)]
 
     def _laid(self, view: View) -> View:
-        """The view, copied where a kernel cannot read it as it lies."""
-        return view if view.is_packed or row_space(view) is not None else self.low.copy(view)
+        """The view, copied where a kernel cannot read it as it lies: products alone space rows."""
+        spaced = self.anchor.op.name == "matmul" and row_space(view) is not None
+        return view if view.is_packed or spaced else self.low.copy(view)
 
     def operand(self, access: str, view: View) -> Operand:
         """How a kernel reads or writes this memory."""
@@ -227,6 +228,15 @@ def epilogue_values(finish: Finish) -> Values:
                 **{f"y{i}": view for i, view in enumerate(finish.stores)}}
     spaces = {f"space_{name}": row_space(view) for name, view in operands.items()}
     return {**operands, **{name: space for name, space in spaces.items() if space is not None}}
+
+
+def repeat_columns(low: Lowering, finish: Finish, times: int, why: str) -> Finish:
+    """The same with each vector of the columns' numbers so many times behind itself."""
+    loads = tuple(
+        low.copy(replace(view, shape=(times, view.shape[-1]), strides=(0, 1)), why=why)
+        if operand.access == "column" else view
+        for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
+    return replace(finish, loads=loads)
 
 
 def publish(low: Lowering, node: Node, finish: Finish) -> None:

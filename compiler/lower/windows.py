@@ -15,10 +15,12 @@ from lamina.compiler.lower.kernels import (
     publish,
     run,
 )
-from lamina.compiler.lower.templates import contract, window
-from lamina.compiler.lower.templates.text import STORE, lanes_tile, narrow_lanes_tile
+from lamina.compiler.lower.shifted import as_stream
+from lamina.compiler.lower.templates import contract, means, window
+from lamina.compiler.lower.templates.text import STORE, lanes_tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
+from lamina.runtime.program import THREADS
 
 
 def _window_sizes(x: tuple[Dim, ...], y: tuple[Dim, ...], attrs) -> Values:
@@ -95,9 +97,11 @@ def mean_pool(low: Lowering, finish: Finish) -> None:
     kernel, stride = (sizes["KH"], sizes["KW"]), (sizes["stride_h"], sizes["stride_w"])
     inside = not any(amount for side in padding_pairs(attrs["padding"]) for amount in side)
     apart = all(s >= k for k, s in zip(kernel, stride, strict=True))
-    channels = large[3]
-    few = isinstance(channels, int) and channels <= low.vector_width
-    tile = (narrow_lanes_tile if few else lanes_tile)(low.vector_width)
+    channels, fits = large[3], inside and (apart or not gradient)
+    if fits and isinstance(channels, int) and 0 < channels <= low.vector_width:
+        _few_channels(low, finish, operand, sizes, gradient)
+        return
+    tile = lanes_tile(low.vector_width)
     if gradient and inside and apart:
         run(low, window.mean_pool_grad(finish.epilogue, tile), {"dy": operand, **sizes}, work)
     elif not gradient and inside:
@@ -109,6 +113,22 @@ def mean_pool(low: Lowering, finish: Finish) -> None:
         make = window.avg_pool_grad if gradient else window.avg_pool
         template = make(finish.epilogue, attrs["count_padding"])
         run(low, template, {"dy" if gradient else "x": operand, **sizes}, work)
+
+
+def _few_channels(low: Lowering, finish: Finish, operand: View, sizes: Values, gradient: bool
+                  ) -> None:
+    """A mean of windows, or its gradient, of no more channels than a vector holds."""
+    channels = sizes["C"]
+    assert isinstance(channels, int)
+    make, name = (means.mean_pool_grad, "dy") if gradient else (means.mean_pool, "x")
+    finish = as_stream(low, finish, channels)
+    room = means.scratch_floats(sizes["W"], channels, low.vector_width)
+    scratch = Memory(low.temp((THREADS, to_size(room)), what="scratch"))
+    values = {name: operand, **sizes, "scratch": scratch, "room": room,
+              **epilogue_values(finish)}
+    pixels = product((sizes["images"], sizes["H"], sizes["W"]))
+    run(low, make(finish.epilogue, channels, low.vector_width), values,
+        to_size(pixels * channels))
 
 
 def _index_type(attrs) -> str:

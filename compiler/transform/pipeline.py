@@ -21,6 +21,7 @@ from lamina.compiler.transform.layout import channels_last
 from lamina.compiler.transform.pointwise import pointwise
 from lamina.compiler.transform.rematerialise import rematerialise
 from lamina.compiler.transform.scans import has_scans, leave_loops
+from lamina.compiler.transform.shifted import shifted
 from lamina.compiler.transform.simplify import simplify
 from lamina.compiler.transform.winograd import winograd
 
@@ -63,6 +64,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("fractional", in_scans(fractional)),
     Pass("pointwise", in_scans(pointwise)),
     Pass("winograd", in_scans(winograd)),
+    Pass("shifted", in_scans(shifted)),
     Pass("fuse", in_scans(fuse)),
 )
 

@@ -53,7 +53,7 @@ def _choose(measured: Measured | None, builder: Builder, node: Node, inputs: tup
     if why_direct(result.shape, weights.shape, attrs, times):
         return None
     m = GraphMath(builder)
-    x, padding = _without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
+    x, padding = without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
     chosen = {**attrs, "algorithm": WINOGRAD, "padding": padding}
     return (m.apply(node.op, (x, Var(m, inputs[1])), chosen).value,)
 
@@ -177,15 +177,21 @@ def tiles_of(result: tuple[Dim, ...], taps: int) -> Dim:
     return images * ((rows + tile - 1) // tile) * ((columns + tile - 1) // tile)
 
 
-def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
+def without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
     """What a border of zeros was put around, and the padding that stands for it."""
     node = m.builder.node(x.value)
+    whole = whole_border(node, padding)
+    return (x, padding) if whole is None else (Var(m, node.inputs[0]), whole)
+
+
+def whole_border(node: Node, padding) -> tuple | None:
+    """The padding that stands for the border that a node puts around an image too, if it does."""
     if node.op.name != "pad" or node.attributes["value"] != 0:
-        return x, padding
+        return None
     lo, hi, interior = (node.attributes[name] for name in ("lo", "hi", "interior"))
     whole = all(type(amount) is int and amount >= 0 for amount in (*lo, *hi))
     if not whole or any(interior) or lo[0] or hi[0] or lo[3] or hi[3]:
-        return x, padding
+        return None
     rows, columns = ((before + lo[axis], after + hi[axis])
                      for axis, (before, after) in zip((1, 2), padding, strict=True))
-    return Var(m, node.inputs[0]), (rows, columns)
+    return rows, columns

@@ -256,9 +256,9 @@ tile_1x2_4, tile_1x2_8, tile_1x2_16 = (_tile(1, 2, width, False) for width in (4
 part_6x2_4, part_8x1_4 = _part((6, 4), 2, 4), _part((8, 4), 1, 4)
 part_6x2_8, part_8x1_8 = _part((6, 4), 2, 8), _part((8, 4), 1, 8)
 part_14x2_16, part_16x1_16 = _part((14, 11, 8, 4), 2, 16), _part((16, 8, 4), 1, 16)
+part_8x2_16 = _part((8, 6, 4), 2, 16)
 across_4, across_8, across_16 = (_across(width) for width in (4, 8, 16))
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
-lanes_8x1_4, lanes_8x1_8, lanes_8x1_16 = (_tile(8, 1, width, True) for width in (4, 8, 16))
 
 
 def _mover(nv: int, width: int):

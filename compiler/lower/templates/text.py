@@ -25,9 +25,10 @@ NAMES = {
     "tiles": (
         "across_16", "across_4", "across_8",
         "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8", "lanes_4x2_16",
-        "lanes_4x2_4", "lanes_4x2_8", "lanes_8x1_16", "lanes_8x1_4", "lanes_8x1_8",
+        "lanes_4x2_4", "lanes_4x2_8",
         "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
         "part_14x2_16", "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8",
+        "part_8x2_16",
         "tile_14x2_16", "tile_16x1_16", "tile_1x1_16", "tile_1x1_4", "tile_1x1_8", "tile_1x2_16",
         "tile_1x2_4", "tile_1x2_8", "tile_6x2_4", "tile_6x2_8", "tile_8x1_4", "tile_8x1_8",
         "turn_16", "turn_4", "turn_8",
@@ -155,11 +156,6 @@ def wide_tile(vector_width: int) -> Tile:
 def narrow_tile(vector_width: int) -> Tile:
     """The tile for at most `vector_width` columns."""
     return Tile(16 if vector_width == 16 else 8, 1, vector_width)
-
-
-def narrow_lanes_tile(vector_width: int) -> Tile:
-    """The tile of elementwise work on at most `vector_width` channels."""
-    return Tile(8, 1, vector_width, "lanes")
 
 
 def lanes_tile(vector_width: int) -> Tile:
