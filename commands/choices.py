@@ -22,13 +22,14 @@ from lamina.compiler.transform.pipeline import Stage, graph_before, optional, ru
 from lamina.compiler.transform.pointwise import why_no_product
 from lamina.compiler.transform.winograd import (
     CONVOLUTIONS,
-    PRODUCTS,
-    TILES,
+    VARIANTS,
+    Variant,
     gain_of,
     tile_work,
     tiles_of,
     times_of,
     times_text,
+    variant_of,
     why_direct,
 )
 from lamina.runtime.cpu.host import vector_width
@@ -89,12 +90,13 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
         step, macs = program.steps[index], counts[index]
         algorithm = _algorithm(program, step)
         own = work = macs
-        if algorithm == WINOGRAD and macs:
+        variant = _variant(inside, node)
+        if variant is not None and macs:
             rounds = macs // evaluate(step.macs, plan.bindings)
-            result, (outputs, channels, taps, _) = _image_and_weights(inside, node)
-            tiles = rounds * _number(tiles_of(result, taps), sizes)  # type: ignore[arg-type]
-            own = tiles * PRODUCTS * _number(channels * outputs, sizes)
-            work = tiles * tile_work(_number(channels, sizes), _number(outputs, sizes))
+            result, (outputs, channels, *_) = _image_and_weights(inside, node)
+            tiles = rounds * _number(tiles_of(result, variant.tile), sizes)
+            own = tiles * variant.products * _number(channels * outputs, sizes)
+            work = tiles * tile_work(variant, _number(channels, sizes), _number(outputs, sizes))
         was = (node.op.name, *_place(node)) in were
         found.append(Choice(
             step.label, place_text(files, step.layer, step.line), step.part, algorithm,
@@ -159,6 +161,13 @@ def _image_and_weights(graph: Graph, node: Node) -> tuple[tuple[Dim, ...], tuple
         (node.type.shape, second)
 
 
+def _variant(graph: Graph, node: Node) -> Variant | None:
+    """The variant of Winograd's algorithm that runs a contraction, if one does."""
+    if node.op.name not in CONVOLUTIONS:
+        return None
+    return variant_of(node.attributes["algorithm"], _image_and_weights(graph, node)[1][2])
+
+
 def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
             skip: frozenset[str]) -> str:
     """Why a contraction runs this algorithm and no other."""
@@ -166,11 +175,10 @@ def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
         return "a convolution by 1x1 is a product over its pixels" if was_convolution else \
             "a product as it stands"
     result, weights = _image_and_weights(graph, node)
-    if algorithm == WINOGRAD:
-        gain = gain_of(result[1], result[2], weights[1], weights[0], weights[2])  # type: ignore
-        tile, taps = TILES[weights[2]], weights[2]  # type: ignore[index]
-        return (f"F({tile}x{tile}, {taps}x{taps}) with stride 1: {gain:.2f} times as fast as "
-                "direct by its count")
+    variant = _variant(graph, node)
+    if variant is not None:
+        gain = gain_of(variant, *result[1:3], weights[1], weights[0])  # type: ignore[arg-type]
+        return f"{variant} with stride 1: {gain:.2f} times as fast as direct by its count"
     if algorithm == FRACTIONAL:
         rows, columns = node.attributes["stride"]
         return f"zeros between pixels are skipped: {rows}x{columns} kinds of results, each with " \
@@ -230,10 +238,10 @@ def choices_text(choices: list[Choice], sizes: Mapping[str, int], rate: float, m
         if measured else "as --rate says"
     notes = [
         "MACs: multiply-accumulates of the sums as they are defined. multiplies: what the "
-        f"algorithm does in their place, where that differs: Winograd's {PRODUCTS} for each pair "
-        "of channels and tile of results, in whole tiles: " + ", ".join(
-            f"{tile} x {tile} results of {taps} x {taps} weights, for {(tile * taps) ** 2}"
-            for taps, tile in TILES.items()) + ".",
+        "algorithm does in their place, where that differs: Winograd's for each pair of channels "
+        "and tile of results, in whole tiles: " + ", ".join(
+            f"{one.products} for {one.replaced} by {one}, {one.tile} x {one.tile} results of "
+            f"{one.taps} x {one.taps} weights" for one in VARIANTS) + ".",
         f"ms: an estimate from work alone, 2 FLOPs for each multiply-accumulate at {rate:,.1f} "
         f"GFLOP/s ({source}); for Winograd with whole panels of channels and what its transforms "
         "are worth. Memory, borders and cut tiles are not in it: `lamina profile` measures.",
