@@ -35,6 +35,7 @@ from lamina.runtime.program import THREADS, Size
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
 SIDES = "neighbouring pixels are computed together, for each of which the weights stand once"
 WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
+WINOGRAD_TILES = 32  # of each at least: fewer take no longer than adding up what they give
 
 
 def conv2d(low: Lowering, finish: Finish) -> None:
@@ -195,17 +196,19 @@ def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View, vari
     outputs, channels, _, _ = node.type.shape
     tile = tile_for(low, outputs)
     floats = winograd.sum_floats(channels, outputs, tile, variant)
-    chunks: Size = max(1, min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats))
+    most = min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats)
+    tiles = to_size(tiles_of(dy.shape, variant.tile))
+    chunks: Size = 1 if most <= 1 else ("max", 1, ("min", most, ("//", tiles, WINOGRAD_TILES)))
     partial = Memory(low.temp((chunks, floats), what=PARTIAL))
     scratch = winograd.block_floats(channels, tile, variant, winograd.summed_tiles(variant))
-    values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
+    values = {"x": x, "dy": dy, "partial": partial, "chunks": Count(chunks),
               **_winograd_sizes(x, dy.shape, outputs, node.attributes), **_scratch(low, scratch)}
     _run_winograd(low, winograd.weight_grad(tile, variant), values, dy.shape, node.type.shape,
                   variant)
     result = low.result(Value(node.id))
     run(low, winograd.combine_weight_grad(tile, variant),
-        {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
-        chunks * floats, "combine")
+        {"partial": partial, "y0": result, "chunks": Count(chunks), "C": channels, "K": outputs},
+        ("*", chunks, floats), "combine")
     low.view_of[Value(node.id)] = result
 
 

@@ -109,7 +109,7 @@ def weights(tile: Tile, variant: Variant) -> Template:
             points_{across}_of_{taps}_weights_{width}(taps_at + {4 * width} * v, i64({4 * nr}),
                                         to + {4 * width} * v, {across} * plane, plane)
 """
-    text = kernel_text("Winograd: weights.", arguments, NOTHING, body)
+    text = kernel_text(f"Winograd: weights, {variant}.", arguments, NOTHING, body)
     return Template(text, arguments)
 
 
@@ -228,7 +228,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, variant: Variant) -> Template:
 {finish_tile(20)}
                 t += across
 """
-    return contraction("Winograd: convolution.", arguments, epilogue, finished, body)
+    return contraction(f"Winograd: convolution, {variant}.", arguments, epilogue, finished, body)
 
 
 def weight_grad(tile: Tile, variant: Variant) -> Template:
@@ -274,7 +274,8 @@ def weight_grad(tile: Tile, variant: Variant) -> Template:
                             i64(0), row_floats, b_at, i64(0), i64(0), i64({nr}),
                             sums + {4 * points * nr} * c, i64({nr}), first > begin)
 """
-    text = kernel_text("Winograd: weight gradient, partial sums.", arguments, NOTHING, body)
+    title = f"Winograd: weight gradient, partial sums, {variant}."
+    text = kernel_text(title, arguments, NOTHING, body)
     return Template(text, arguments)
 
 
@@ -308,7 +309,8 @@ def combine_weight_grad(tile: Tile, variant: Variant) -> Template:
             for e in range({taps * taps}):
                 dst[at + e] = taps[e * {nr} + j]
 """
-    text = kernel_text("Winograd: weight gradient, combined.", arguments, NOTHING, body)
+    title = f"Winograd: weight gradient, combined, {variant}."
+    text = kernel_text(title, arguments, NOTHING, body)
     return Template(text, arguments)
 
 
