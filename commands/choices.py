@@ -240,8 +240,8 @@ def choices_text(choices: list[Choice], sizes: Mapping[str, int], rate: float, m
         "MACs: multiply-accumulates of the sums as they are defined. multiplies: what the "
         "algorithm does in their place, where that differs: Winograd's for each pair of channels "
         "and tile of results, in whole tiles: " + ", ".join(
-            f"{one.products} for {one.replaced} by {one}, {one.tile} x {one.tile} results of "
-            f"{one.taps} x {one.taps} weights" for one in VARIANTS) + ".",
+            f"{one.products} for {one.replaced} by {one}" for one in VARIANTS) +
+        ". F(4x4, 3x3): tiles of 4x4 results of a kernel of 3x3.",
         f"ms: an estimate from work alone, 2 FLOPs for each multiply-accumulate at {rate:,.1f} "
         f"GFLOP/s ({source}); for Winograd with whole panels of channels and what its transforms "
         "are worth. Memory, borders and cut tiles are not in it: `lamina profile` measures.",
