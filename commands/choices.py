@@ -19,7 +19,7 @@ from lamina.compiler.ops.control import SCAN
 from lamina.compiler.options import Measured, Options
 from lamina.compiler.transform.fuse import Refusal, groups_of
 from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
-from lamina.compiler.transform.pointwise import why_no_product
+from lamina.compiler.transform.pointwise import kernel_used, why_no_product
 from lamina.compiler.transform.winograd import (
     CONVOLUTIONS,
     VARIANTS,
@@ -97,7 +97,7 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
             tiles = rounds * _number(tiles_of(result, variant.tile), sizes)
             own = tiles * variant.products * _number(channels * outputs, sizes)
             work = tiles * tile_work(variant, _number(channels, sizes), _number(outputs, sizes))
-        was = (node.op.name, *_place(node)) in were
+        was = were.get((node.op.name, *_place(node)), "a product as it stands")
         found.append(Choice(
             step.label, place_text(files, step.layer, step.line), step.part, algorithm,
             _tile(program.kernels[step.kernel]), macs, own, work,
@@ -140,14 +140,18 @@ def _contractions(graph: Graph, fused: bool
                 yield graph, node, behind
 
 
-def _became_products(stages: list[Stage]) -> set[tuple[str, str, int]]:
-    """Operator, path and line of the products that the pass `pointwise` made of convolutions."""
-    before = graph_before(stages, "pointwise")
-    if before is None:
-        return set()
-    return {("matmul", *_place(node)) for inside, node, _ in _contractions(before, False)
-            if node.attributes.get("layout") == "nhwc" and
-            not why_no_product(_image_and_weights(inside, node)[1], node.attributes)}
+def _became_products(stages: list[Stage]) -> dict[tuple[str, str, int], str]:
+    """Why the pass `pointwise` made products of convolutions, by operator, path and line."""
+    before, found = graph_before(stages, "pointwise"), {}
+    for inside, node, _ in _contractions(before, False) if before else ():
+        if node.attributes.get("layout") != "nhwc":
+            continue
+        kernel, used = _image_and_weights(inside, node)[1][2:], kernel_used(inside, node)
+        if not why_no_product((0, 0, *used), {**node.attributes, "padding": 0}):
+            found["matmul", *_place(node)] = \
+                "a convolution by 1x1 is a product over its pixels" if used == kernel else \
+                f"one tap of its {kernel[0]}x{kernel[1]} meets pixels: a product over these"
+    return found
 
 
 def _place(node: Node) -> tuple[str, int]:
@@ -168,12 +172,10 @@ def _variant(graph: Graph, node: Node) -> Variant | None:
     return variant_of(node.attributes["algorithm"], _image_and_weights(graph, node)[1][2])
 
 
-def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
-            skip: frozenset[str]) -> str:
-    """Why a contraction runs this algorithm and no other."""
+def _reason(graph: Graph, node: Node, algorithm: str, product: str, skip: frozenset[str]) -> str:
+    """Why a contraction runs this algorithm and no other; `product` is why it is one."""
     if node.op.name == "matmul":
-        return "a convolution by 1x1 is a product over its pixels" if was_convolution else \
-            "a product as it stands"
+        return product
     result, weights = _image_and_weights(graph, node)
     variant = _variant(graph, node)
     if variant is not None:

@@ -160,6 +160,20 @@ def test_what_is_not_fused_behind_a_convolution_is_told(net, gradients):
         in down.apart
 
 
+def test_a_kernel_of_which_one_tap_meets_pixels_is_a_product():
+    # On one pixel a border of zeros meets all other taps; they are not even counted.
+    net = lamina.loads("""model Dot {
+  input image: f32[B, 32, 1, 1]
+  output y = image -> dot: conv(16, kernel=3, padding=1)
+}
+""").Dot()
+    (one,) = choices_of(net.graph, 3)
+    assert (one.algorithm, one.macs) == (PRODUCT, 3 * 32 * 16)
+    assert one.why == "one tap of its 3x3 meets pixels: a product over these"
+    (one,) = choices_of(net.graph, 3, frozenset({"pointwise"}))
+    assert (one.algorithm, one.macs) == (DIRECT, 3 * 32 * 16 * 9)
+
+
 def test_text_of_a_table_made_by_hand():
     # Milliseconds are twice the work over the rate; reasons are listed once, below.
     one = Choice("a: conv2d", "net.lam:3", "forward", WINOGRAD, (14, 2, 16), 9_000_000, 2_500_000,

@@ -21,7 +21,7 @@ from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.types import Dim, substitute
 from lamina.compiler.ops.control import SCAN
 from lamina.compiler.ops.define import GraphMath, Var
-from lamina.compiler.ops.window import padding_pairs, pair
+from lamina.compiler.ops.window import Pads, padding_pairs, pair
 from lamina.compiler.options import Measured
 
 VECTOR = 16  # output channels that are computed together, where there are no more
@@ -98,9 +98,9 @@ def _choose(measured: Measured | None, builder: Builder, node: Node, inputs: tup
     if variant is None:
         return None
     m = GraphMath(builder)
-    x, padding = _without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
+    x, padding = without_border(builder, inputs[0], padding_pairs(attrs["padding"]))
     changed = {**attrs, "algorithm": variant.name, "padding": padding}
-    return (m.apply(node.op, (x, Var(m, inputs[1])), changed).value,)
+    return (m.apply(node.op, (Var(m, x), Var(m, inputs[1])), changed).value,)
 
 
 def contraction_key(gradient: bool, result: tuple[Dim, ...], weights: tuple[Dim, ...],
@@ -239,9 +239,9 @@ def tiles_of(result: tuple[Dim, ...], tile: int) -> Dim:
     return images * ((rows + tile - 1) // tile) * ((columns + tile - 1) // tile)
 
 
-def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
+def without_border(graph: Graph | Builder, x: Value, padding: Pads) -> tuple[Value, Pads]:
     """What a border of zeros was put around, and the padding that stands for it."""
-    node = m.builder.node(x.value)
+    node = graph.node(x)
     if node.op.name != "pad" or node.attributes["value"] != 0:
         return x, padding
     lo, hi, interior = (node.attributes[name] for name in ("lo", "hi", "interior"))
@@ -250,4 +250,4 @@ def _without_border(m: GraphMath, x: Var, padding) -> tuple[Var, tuple]:
         return x, padding
     rows, columns = ((before + lo[axis], after + hi[axis])
                      for axis, (before, after) in zip((1, 2), padding, strict=True))
-    return Var(m, node.inputs[0]), (rows, columns)
+    return node.inputs[0], (rows, columns)
