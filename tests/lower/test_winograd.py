@@ -195,7 +195,7 @@ def test_small_tiles_run_small_maps(size, variant):
     """Where tiles of 4x4 are half empty, and where both count the same products."""
     assert chosen((2, size, size, 32), (32, 128, 3, 3), PLAIN) is variant
     found = algorithms(graph_of((2, size, size, 128), padding=1))
-    assert found == {variant.name if variant else DIRECT}
+    assert found == ({variant.name} if variant else set())  # one pixel takes a product instead
 
 
 def test_a_row_and_a_column_count_apart():
