@@ -4,7 +4,8 @@ The rule counts multiply-adds. A tile of 4x4 results of one pair of channels tak
 144, one of 2x2 results 16 in place of 36, with a kernel of 5x5 one of 2x2 results 36 in place of
 100. But whole tiles cover the image, and transforms cost what some further products would: so many
 additions for each input channel and each output channel of a tile, shared by all channels on the
-other side.
+other side. The number of images is not counted: it is rarely known. With few images and many
+channels bringing the weights takes the time, and small tiles, which need fewer, may be faster.
 
 Where the algorithms have been measured at the very sizes, the fastest one is taken instead.
 """
