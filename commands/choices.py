@@ -20,7 +20,7 @@ from lamina.compiler.ops.window import padding_pairs
 from lamina.compiler.options import Measured, Options
 from lamina.compiler.transform.fuse import Refusal, groups_of
 from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
-from lamina.compiler.transform.pointwise import why_no_product
+from lamina.compiler.transform.pointwise import kernel_used, why_no_product
 from lamina.compiler.transform.shifted import (
     VECTOR,
     shifting_gain,
@@ -30,15 +30,16 @@ from lamina.compiler.transform.shifted import (
 )
 from lamina.compiler.transform.winograd import (
     CONVOLUTIONS,
-    PRODUCTS,
-    TILES,
+    VARIANTS,
+    Variant,
     gain_of,
     tile_work,
     tiles_of,
     times_of,
     times_text,
-    whole_border,
+    variant_of,
     why_direct,
+    without_border,
 )
 from lamina.runtime.cpu.host import vector_width
 from lamina.runtime.cpu.plan import make_plan, total_macs
@@ -99,12 +100,13 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
         step, macs = program.steps[index], counts[index]
         algorithm = _algorithm(program, step)
         own = work = macs
-        if algorithm == WINOGRAD and macs:
+        variant = _variant(inside, node)
+        if variant is not None and macs:
             rounds = macs // evaluate(step.macs, plan.bindings)
-            result, (outputs, channels, taps, _) = _image_and_weights(inside, node)
-            tiles = rounds * _number(tiles_of(result, taps), sizes)  # type: ignore[arg-type]
-            own = tiles * PRODUCTS * _number(channels * outputs, sizes)
-            work = tiles * tile_work(_number(channels, sizes), _number(outputs, sizes))
+            result, (outputs, channels, *_) = _image_and_weights(inside, node)
+            tiles = rounds * _number(tiles_of(result, variant.tile), sizes)
+            own = tiles * variant.products * _number(channels * outputs, sizes)
+            work = tiles * tile_work(variant, _number(channels, sizes), _number(outputs, sizes))
         elif algorithm == SHIFTED and macs:
             images, rows, columns, _ = (_number(n, sizes) for n in node.type.shape)
             images *= macs // evaluate(step.macs, plan.bindings)
@@ -112,7 +114,7 @@ def choices_of(graph: Graph, batch: int, skip: frozenset[str] = frozenset(),
             border = padding_pairs(node.attributes["padding"])
             own, work = (images * count(rows, columns, weights, border)  # type: ignore[arg-type]
                          for count in (shifting_products, shifting_work))
-        was = (node.op.name, *_place(node)) in were
+        was = were.get((node.op.name, *_place(node)), "a product as it stands")
         found.append(Choice(
             step.label, place_text(files, step.layer, step.line), step.part, algorithm,
             _tile(program.kernels[step.kernel]), macs, own, work,
@@ -159,14 +161,18 @@ def _contractions(graph: Graph, fused: bool
                 yield graph, node, nodes, behind
 
 
-def _became_products(stages: list[Stage]) -> set[tuple[str, str, int]]:
-    """Operator, path and line of the products that the pass `pointwise` made of convolutions."""
-    before = graph_before(stages, "pointwise")
-    if before is None:
-        return set()
-    return {("matmul", *_place(node)) for inside, node, _, _ in _contractions(before, False)
-            if node.attributes.get("layout") == "nhwc" and
-            not why_no_product(_image_and_weights(inside, node)[1], node.attributes)}
+def _became_products(stages: list[Stage]) -> dict[tuple[str, str, int], str]:
+    """Why the pass `pointwise` made products of convolutions, by operator, path and line."""
+    before, found = graph_before(stages, "pointwise"), {}
+    for inside, node, _, _ in _contractions(before, False) if before else ():
+        if node.attributes.get("layout") != "nhwc":
+            continue
+        kernel, used = _image_and_weights(inside, node)[1][2:], kernel_used(inside, node)
+        if not why_no_product((0, 0, *used), {**node.attributes, "padding": 0}):
+            found["matmul", *_place(node)] = \
+                "a convolution by 1x1 is a product over its pixels" if used == kernel else \
+                f"one tap of its {kernel[0]}x{kernel[1]} meets pixels: a product over these"
+    return found
 
 
 def _place(node: Node) -> tuple[str, int]:
@@ -180,18 +186,22 @@ def _image_and_weights(graph: Graph, node: Node) -> tuple[tuple[Dim, ...], tuple
         (node.type.shape, second)
 
 
-def _reason(graph: Graph, node: Node, algorithm: str, was_convolution: bool,
-            skip: frozenset[str]) -> str:
-    """Why a contraction runs this algorithm and no other."""
+def _variant(graph: Graph, node: Node) -> Variant | None:
+    """The variant of Winograd's algorithm that runs a contraction, if one does."""
+    if node.op.name not in CONVOLUTIONS:
+        return None
+    return variant_of(node.attributes["algorithm"], _image_and_weights(graph, node)[1][2])
+
+
+def _reason(graph: Graph, node: Node, algorithm: str, product: str, skip: frozenset[str]) -> str:
+    """Why a contraction runs this algorithm and no other; `product` is why it is one."""
     if node.op.name == "matmul":
-        return "a convolution by 1x1 is a product over its pixels" if was_convolution else \
-            "a product as it stands"
+        return product
     result, weights = _image_and_weights(graph, node)
-    if algorithm == WINOGRAD:
-        gain = gain_of(result[1], result[2], weights[1], weights[0], weights[2])  # type: ignore
-        tile, taps = TILES[weights[2]], weights[2]  # type: ignore[index]
-        return (f"F({tile}x{tile}, {taps}x{taps}) with stride 1: {gain:.2f} times as fast as "
-                "direct by its count")
+    variant = _variant(graph, node)
+    if variant is not None:
+        gain = gain_of(variant, *result[1:3], weights[1], weights[0])  # type: ignore[arg-type]
+        return f"{variant} with stride 1: {gain:.2f} times as fast as direct by its count"
     if algorithm == FRACTIONAL:
         rows, columns = node.attributes["stride"]
         return f"zeros between pixels are skipped: {rows}x{columns} kinds of results, each with " \
@@ -219,7 +229,7 @@ def _few_outputs(graph: Graph, node: Node, weights: tuple[Dim, ...], skip: froze
     if node.op.name != "conv2d" or not isinstance(weights[0], int) or weights[0] >= VECTOR:
         return ""
     padding = padding_pairs(node.attributes["padding"])
-    border = whole_border(graph.node(node.inputs[0]), padding) or padding
+    border = without_border(graph, node.inputs[0], padding)[1]
     why = why_not_shifted(node.type.shape, weights, node.attributes, border)
     left_out = sorted(skip & {"layout", "shifted"})
     return f"; no shifted sums: {why or _left_out(left_out)}"
@@ -277,10 +287,11 @@ def choices_text(choices: list[Choice], sizes: Mapping[str, int], rate: float, m
         if measured else "as --rate says"
     notes = [
         "MACs: multiply-accumulates of the sums as they are defined. multiplies: what the "
-        f"algorithm does in their place, where that differs: Winograd's {PRODUCTS} for each pair "
-        "of channels and tile of results, in whole tiles: " + ", ".join(
-            f"{tile} x {tile} results of {taps} x {taps} weights, for {(tile * taps) ** 2}"
-            for taps, tile in TILES.items()) + "; for shifted sums, none of a border of zeros.",
+        "algorithm does in their place, where that differs: Winograd's for each pair of channels "
+        "and tile of results, in whole tiles: " + ", ".join(
+            f"{one.products} for {one.replaced} by {one}" for one in VARIANTS) +
+        "; for shifted sums, none of a border of zeros. F(4x4, 3x3): tiles of 4x4 results of a "
+        "kernel of 3x3.",
         f"ms: an estimate from work alone, 2 FLOPs for each multiply-accumulate at {rate:,.1f} "
         f"GFLOP/s ({source}); for Winograd with whole panels of channels and what its transforms "
         "are worth, for shifted sums with whole vectors and their additions. Memory, borders and "

@@ -21,9 +21,9 @@ from lamina.compiler.transform.training import UPDATE
 from lamina.compiler.transform.winograd import (
     DIRECT,
     TUNED,
-    WINOGRAD,
     choices,
     contraction_key,
+    variants_of,
 )
 from lamina.runtime.cache import PROGRAM, Cache, default_folder
 from lamina.runtime.cpu.executor import Executor
@@ -57,13 +57,15 @@ def tuned(graph: Graph, sizes: Mapping[str, int], options: Options) -> Options:
     cache, key = _table(options)
     if cache.holds(program_name(graph, found), PROGRAM):  # made when all had been measured
         return found
-    wanted = {name: shapes for name, shapes in convolutions(graph, known, options.skip).items()
-              if name not in known.seconds}
+    wanted = {name: (shapes, missing)
+              for name, shapes in convolutions(graph, known, options.skip).items()
+              if (missing := [algorithm for algorithm in algorithms_of(shapes)
+                              if algorithm not in known.seconds.get(name, ())])}
     line = options.building if isinstance(options.building, BuildLine) else None
     seconds = known.seconds
-    for number, (name, shapes) in enumerate(wanted.items()):
-        times = {}
-        for algorithm in (WINOGRAD, DIRECT):
+    for number, (name, (shapes, missing)) in enumerate(wanted.items()):
+        times = dict(seconds.get(name, {}))
+        for algorithm in missing:
             if line is not None:
                 line.show(f"measuring convolutions {number}/{len(wanted)}")
             times[algorithm] = seconds_of(name, shapes, algorithm, known.changing, options)
@@ -98,13 +100,18 @@ def convolutions(graph: Graph, measured: Measured, skip: frozenset[str]) -> dict
 # --- measuring ----------------------------------------------------------------------------------
 
 
+def algorithms_of(shapes: Shapes) -> list[str]:
+    """The names of those that can run a convolution."""
+    return [*(one.name for one in variants_of(shapes[2][2])), DIRECT]
+
+
 def seconds_of(name: str, shapes: Shapes, algorithm: str, changing: bool, options: Options
                ) -> float:
     """The least seconds of a convolution alone, its border and its packed weights included.
 
     Weights that do not change are packed once, which takes no time of a run.
     """
-    times = {one: 1.0 if one == algorithm else 2.0 for one in (WINOGRAD, DIRECT)}
+    times = {one: 1.0 if one == algorithm else 2.0 for one in algorithms_of(shapes)}
     forced = replace(options, measured=Measured({name: times}, {}, changing))
     graph = convolution(shapes, changing)
     runner = make_runner(graph, forced)

@@ -26,9 +26,10 @@ Every = int | str | None  # a number of layers, or AUTO: about the root of their
 class Measured:
     """What the algorithms of convolutions take on a machine, for passes to follow.
 
-    `seconds` by contraction (see `winograd.contraction_key`) and algorithm, "winograd" or
-    "direct"; `sizes` are the numbers for which they were measured of the sizes that a graph leaves
-    open, and `changing` says whether its weights change from run to run, as in training.
+    `seconds` by contraction (see `winograd.contraction_key`) and algorithm, "winograd",
+    "winograd_2x2" or "direct"; `sizes` are the numbers for which they were measured of the sizes
+    that a graph leaves open, and `changing` says whether its weights change from run to run, as in
+    training.
     """
 
     seconds: Mapping[str, Mapping[str, float]]

@@ -22,7 +22,7 @@ from lamina.commands.choices import (
 )
 from lamina.commands.selection import select_training
 from lamina.compiler.transform.pipeline import PASSES
-from lamina.compiler.transform.winograd import TRANSFORM, gain_of
+from lamina.compiler.transform.winograd import VARIANTS, gain_of
 from lamina.runtime.cpu.plan import make_plan, total_macs
 from lamina.runtime.program import BACKWARD, THREADS
 
@@ -30,10 +30,12 @@ SMALL = """model Small {
   input image: f32[B, 24, 12, 10]
   y = image -> point: conv(32, kernel=1) -> relu -> wide: conv(40, kernel=3, padding=1) -> relu
     -> down: conv(32, kernel=3, stride=2, padding=1) -> batchnorm -> relu
-    -> each: conv(32, kernel=3, padding=1, groups=32) -> relu -> flatten
+    -> each: conv(32, kernel=3, padding=1, groups=32) -> relu
+    -> tight: conv(32, kernel=3, padding=1) -> relu -> flatten
   output logits = y -> head: linear(10)
 }
 """
+FOUR, TWO, _ = VARIANTS
 OPTIONAL = [one.name for one in PASSES if one.optional]
 
 
@@ -47,7 +49,7 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def net():
-    """A 1x1, a 3x3, a strided 3x3 and a depthwise convolution, and a linear layer."""
+    """A 1x1, two 3x3, a strided 3x3 and a depthwise convolution, and a linear layer."""
     return lamina.loads(SMALL).Small()
 
 
@@ -65,25 +67,35 @@ def test_each_layer_has_its_algorithm_and_reason(net):
     # One layer for each answer.
     found = by_layer(choices_of(net.graph, 3))
     assert {layer: one.algorithm for layer, one in found.items()} == {
-        "point": PRODUCT, "wide": WINOGRAD, "down": DIRECT, "each": DEPTHWISE, "head": PRODUCT}
+        "point": PRODUCT, "wide": WINOGRAD, "down": DIRECT, "each": DEPTHWISE,
+        "tight": WINOGRAD, "head": PRODUCT}
     assert found["point"].why == "a convolution by 1x1 is a product over its pixels"
-    gain = gain_of(12, 10, 32, 40)
+    gain = gain_of(FOUR, 12, 10, 32, 40)
     assert found["wide"].why == \
         f"F(4x4, 3x3) with stride 1: {gain:.2f} times as fast as direct by its count"
+    gain = gain_of(TWO, 6, 5, 32, 32)
+    assert found["tight"].why == \
+        f"F(2x2, 3x3) with stride 1: {gain:.2f} times as fast as direct by its count"
     assert found["down"].why == "no Winograd: its stride is not 1"
     assert found["each"].why.startswith("each channel has a filter of its own")
     assert found["head"].why == "a product as it stands"
 
 
 def test_work_is_counted_as_the_algorithm_does_it(net):
-    # By hand: 12 x 10 results are 3 x 3 tiles, the last of them cut; 40 outputs are 2 panels of 32.
+    # By hand: 12 x 10 results are 3 x 3 tiles of 4 x 4, the last of them cut, and 6 x 5 as many of
+    # 2 x 2; 40 outputs are 2 panels of 32.
     found = by_layer(choices_of(net.graph, 3))
     wide = found["wide"]
     assert wide.macs == 3 * 12 * 10 * 40 * 32 * 9
     assert wide.own == 3 * 3 * 3 * 36 * 32 * 40
-    assert wide.work == 3 * 3 * 3 * (36 * 32 * 64 + TRANSFORM * (32 + 64))
+    assert wide.work == 3 * 3 * 3 * (36 * 32 * 64 + FOUR.transform * (32 + 64))
+    tight = found["tight"]
+    assert tight.macs == 3 * 6 * 5 * 32 * 32 * 9
+    assert tight.own == 3 * 3 * 3 * 16 * 32 * 32
+    assert tight.work == 3 * 3 * 3 * (16 * 32 * 32 + TWO.transform * (32 + 32))
     assert found["each"].macs == 3 * 6 * 5 * 32 * 9 and found["head"].macs == 3 * 960 * 10
-    assert all(one.own == one.work == one.macs for one in found.values() if one is not wide)
+    assert all(one.own == one.work == one.macs for one in found.values()
+               if one not in (wide, tight))
 
 
 def test_tiles_are_those_of_the_kernels(net):
@@ -153,6 +165,20 @@ def test_what_is_not_fused_behind_a_convolution_is_told(net, gradients):
         in down.apart
 
 
+def test_a_kernel_of_which_one_tap_meets_pixels_is_a_product():
+    # On one pixel a border of zeros meets all other taps; they are not even counted.
+    net = lamina.loads("""model Dot {
+  input image: f32[B, 32, 1, 1]
+  output y = image -> dot: conv(16, kernel=3, padding=1)
+}
+""").Dot()
+    (one,) = choices_of(net.graph, 3)
+    assert (one.algorithm, one.macs) == (PRODUCT, 3 * 32 * 16)
+    assert one.why == "one tap of its 3x3 meets pixels: a product over these"
+    (one,) = choices_of(net.graph, 3, frozenset({"pointwise"}))
+    assert (one.algorithm, one.macs) == (DIRECT, 3 * 32 * 16 * 9)
+
+
 def test_text_of_a_table_made_by_hand():
     # Milliseconds are twice the work over the rate; reasons are listed once, below.
     one = Choice("a: conv2d", "net.lam:3", "forward", WINOGRAD, (14, 2, 16), 9_000_000, 2_500_000,
@@ -189,7 +215,7 @@ def test_the_command_prints_it(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMINA_SKIP", "winograd,shifted")
     code, text = run(*asked)
     assert code == 0 and "no Winograd: LAMINA_SKIP leaves out winograd" in text
-    assert "F(4x4, 3x3)" not in text
+    assert "F(4x4, 3x3) with" not in text and "F(2x2, 3x3) with" not in text
     note = "note: LAMINA_SKIP leaves out shifted and winograd\n"
     for stage, before in plain.items():
         code, text = run("show", path, "--stage", stage)

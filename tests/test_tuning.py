@@ -13,7 +13,13 @@ from lamina.cli import main
 from lamina.commands import tuning
 from lamina.commands.selection import select_training
 from lamina.compiler.options import Measured, Options
-from lamina.compiler.transform.winograd import DIRECT, WINOGRAD, contraction_key
+from lamina.compiler.transform.winograd import (
+    DIRECT,
+    SMALL,
+    VARIANTS,
+    WINOGRAD,
+    contraction_key,
+)
 from lamina.runtime.cache import TABLE, Cache
 from lamina.runtime.tuned import add_times, read_times
 
@@ -26,6 +32,7 @@ NET = """model Net {
 A, B, C = (f"convolution 2x6x6 {channels} by 3" for channels in
            ("16 to 16", "16 to 64", "64 to 64"))
 SIZES = {"B": 2}
+ALL = (WINOGRAD, SMALL, DIRECT)
 
 
 @pytest.fixture
@@ -46,35 +53,35 @@ def counted(monkeypatch):
 
     def seconds_of(name, shapes, algorithm, changing, options):
         asked.append((name, algorithm))
-        return 0.002 if algorithm == WINOGRAD else 0.001
+        return 0.001 if algorithm == DIRECT else 0.002
 
     monkeypatch.setattr(tuning, "seconds_of", seconds_of)
     return asked
 
 
-def titles(program):
-    """What runs each layer, by its path."""
-    return {step.layer: program.kernels[step.kernel].title.partition(":")[0].partition(",")[0]
-            for step in program.steps if step.macs}
+def ran(program):
+    """The algorithm of each layer, by its path."""
+    titles = {step.layer: program.kernels[step.kernel].title for step in program.steps if step.macs}
+    return {layer: next((one.name for one in VARIANTS if str(one) in title), DIRECT)
+            for layer, title in titles.items()}
 
 
 def fake(**winners):
-    return Measured({name: {WINOGRAD: 1.0 if winner == WINOGRAD else 3.0, DIRECT: 2.0}
+    return Measured({name: {one: 1.0 if one == winner else 2.0 for one in ALL}
                      for name, winner in winners.items()}, SIZES)
 
 
 def test_the_choice_follows_the_table(graph):
     # Against the estimate both ways; what is not in the table, or cannot be, stays as it was.
-    plain = titles(api.compile_graph(graph))
-    assert [plain[layer].startswith("Winograd") for layer in "abcd"] == [False, True, True, False]
-    program = api.compile_graph(graph, measured=fake(**{A: WINOGRAD, C: DIRECT}))
-    found = titles(program)
-    assert [found[layer].startswith("Winograd") for layer in "abcd"] == [True, True, False, False]
-    assert tuple(program.meta["tuned"]) == (2, 2)
-    same = api.compile_graph(graph, measured=fake(**{A: DIRECT, C: WINOGRAD}))
-    assert titles(same) == plain and tuple(same.meta["tuned"]) == (2, 0)
+    plain = ran(api.compile_graph(graph))
+    assert list(plain.values()) == [DIRECT, SMALL, SMALL, DIRECT]
+    program = api.compile_graph(graph, measured=fake(**{A: SMALL, B: WINOGRAD, C: DIRECT}))
+    assert list(ran(program).values()) == [SMALL, WINOGRAD, DIRECT, DIRECT]
+    assert tuple(program.meta["tuned"]) == (3, 3)
+    same = api.compile_graph(graph, measured=fake(**{A: DIRECT, C: SMALL}))
+    assert ran(same) == plain and tuple(same.meta["tuned"]) == (2, 0)
     other = replace(fake(**{A: WINOGRAD}), sizes={"B": 3})  # measured for another batch
-    assert titles(api.compile_graph(graph, measured=other)) == plain
+    assert ran(api.compile_graph(graph, measured=other)) == plain
 
 
 def test_numbers_agree_with_and_without(graph, options):
@@ -82,7 +89,7 @@ def test_numbers_agree_with_and_without(graph, options):
     rng = np.random.default_rng(3)
     image = rng.standard_normal((2, 16, 6, 6)).astype(np.float32)
     found = []
-    for measured in (None, fake(**{A: WINOGRAD, B: DIRECT, C: DIRECT})):
+    for measured in (None, fake(**{A: SMALL, B: WINOGRAD, C: DIRECT})):
         runner = api.make_runner(graph, replace(options, measured=measured))
         runner.set_params(lamina.loads(NET).Net().init(seed=1))
         found.append(runner.run({"image": image})["y"])
@@ -93,19 +100,19 @@ def test_numbers_agree_with_and_without(graph, options):
 def test_everything_is_measured_once(graph, options, counted):
     # A remembered table means no measuring, with or without the Program that it led to.
     first = tuning.tuned(graph, SIZES, options)
-    assert counted == [(name, way) for name in (A, B, C) for way in (WINOGRAD, DIRECT)]
+    assert counted == [(name, way) for name in (A, B, C) for way in ALL]
     assert set(first.measured.seconds) == {A, B, C}
     again = tuning.tuned(graph, SIZES, options)
-    assert again == first and len(counted) == 6
+    assert again == first and len(counted) == 9
     runner = api.make_runner(graph, first)
-    assert not any(one.startswith("Winograd") for one in titles(runner.program).values())
+    assert {*ran(runner.program).values()} == {DIRECT}
     assert tuning.note(runner) == \
         "3 kinds of convolution as measured on this machine, 2 of them not as estimated"
-    assert tuning.tuned(graph, SIZES, options) == first and len(counted) == 6
+    assert tuning.tuned(graph, SIZES, options) == first and len(counted) == 9
     tuning.tuned(graph, {"B": 4}, options)
-    assert len(counted) == 12 and counted[6][0] == A.replace("2x", "4x", 1)
+    assert len(counted) == 18 and counted[9][0] == A.replace("2x", "4x", 1)
     tuning.tuned(graph, SIZES, replace(options, threads=2))
-    assert len(counted) == 18  # what is faster depends on their number
+    assert len(counted) == 27  # what is faster depends on their number
 
 
 def test_nothing_is_read_or_measured_unasked(graph, options, counted):
@@ -117,11 +124,11 @@ def test_nothing_is_read_or_measured_unasked(graph, options, counted):
         assert tuning.tuned(graph, SIZES, one) is one
     assert not counted
     tuning.tuned(graph, {"B": 5}, replace(options, skip=frozenset({"pointwise", "fuse"})))
-    assert len(counted) == 6
+    assert len(counted) == 9
     left_out = replace(options, skip=frozenset({"winograd"}), measured=fake(**{C: WINOGRAD}))
     assert tuning.note(api.make_runner(graph, left_out)) == ""
     plain = api.make_runner(graph, replace(options, tune=False))
-    assert titles(plain.program) == titles(api.compile_graph(graph)) and tuning.note(plain) == ""
+    assert ran(plain.program) == ran(api.compile_graph(graph)) and tuning.note(plain) == ""
 
 
 def test_sizes_that_are_not_known_have_no_key():
@@ -146,10 +153,11 @@ def test_odd_tables_are_ignored(tmp_path, body):
 
 def test_odd_rows_are_ignored(tmp_path):
     # Not a number, not positive, too few or too many: as if it had not been measured.
-    good = {"good": {WINOGRAD: 0.25, DIRECT: 0.5}}
+    good = {"older": {WINOGRAD: 0.25, DIRECT: 0.5}, "good": dict.fromkeys(ALL, 0.25)}
     odd = [{}, [], None, {WINOGRAD: 1.0}, {WINOGRAD: 1.0, DIRECT: -1.0},
            {WINOGRAD: 1.0, DIRECT: float("nan")}, {WINOGRAD: float("inf"), DIRECT: 1.0},
-           {WINOGRAD: "1", DIRECT: 1.0}, {WINOGRAD: 1.0, DIRECT: 1.0, "fft": 1.0}]
+           {WINOGRAD: "1", DIRECT: 1.0}, {WINOGRAD: 1.0, DIRECT: 1.0, "fft": 1.0},
+           {WINOGRAD: 1.0, SMALL: 1.0}, {WINOGRAD: 1.0, DIRECT: 1.0, SMALL: 0.0}]
     rows = good | {f"odd{number}": row for number, row in enumerate(odd)}
     cache = Cache(tmp_path)
     cache.put("t", json.dumps({"format": 1, "seconds": rows}).encode(), TABLE)
@@ -164,7 +172,17 @@ def test_a_damaged_table_is_measured_anew(graph, options, counted):
     data[-5] ^= 8
     path.write_bytes(data)
     tuning.tuned(graph, SIZES, options)
-    assert len(counted) == 12
+    assert len(counted) == 18
+
+
+def test_what_an_older_table_lacks_is_measured(graph, options, counted):
+    # Two algorithms were known once: their times stay, and the third joins them.
+    older = {A: {WINOGRAD: 0.5, DIRECT: 0.25}, B: {WINOGRAD: 0.125, DIRECT: 0.25}}
+    add_times(*tuning._table(options), older)
+    found = tuning.tuned(graph, SIZES, options).measured.seconds
+    assert counted == [(A, SMALL), (B, SMALL), *((C, way) for way in ALL)]
+    assert found[A] == {**older[A], SMALL: 0.002} and found[B] == {**older[B], SMALL: 0.002}
+    assert tuning.tuned(graph, SIZES, options).measured.seconds == found and len(counted) == 5
 
 
 @pytest.mark.parametrize("changing", [False, True])
@@ -175,16 +193,19 @@ def test_what_is_measured_is_the_algorithm_alone(options, gradient, changing, ta
     shapes = (gradient, (2, 9, 10, 32), (32, 16, taps, taps))
     name = contraction_key(*shapes, Measured({}, {}, changing))
     graph = tuning.convolution(shapes, changing)
-    for algorithm in (WINOGRAD, DIRECT):
-        times = {one: float(one != algorithm) + 1 for one in (WINOGRAD, DIRECT)}
+    algorithms = tuning.algorithms_of(shapes)
+    assert algorithms == (list(ALL) if taps == 3 else [WINOGRAD, DIRECT])
+    for algorithm in algorithms:
+        times = {one: float(one != algorithm) + 1 for one in algorithms}
         program = api.compile_graph(graph, measured=Measured({name: times}, {}, changing))
         (step,) = [step for step in program.steps if step.macs]
-        assert program.kernels[step.kernel].title.startswith("Winograd") == (algorithm == WINOGRAD)
+        assert list(ran(program).values()) == [algorithm]
+        assert program.kernels[step.kernel].title.startswith("Winograd") == (algorithm != DIRECT)
         packs = [index for index, one in enumerate(program.steps)
                  if one.helper in ("pack", "weights")]
         assert len(packs) == (not gradient)
         assert all((index >= program.once) == changing for index in packs)
-    assert 0 < tuning.seconds_of(name, shapes, WINOGRAD, changing, options) < 1
+    assert 0 < tuning.seconds_of(name, shapes, algorithms[-2], changing, options) < 1
 
 
 def test_training_has_keys_of_its_own(tmp_path):

@@ -42,8 +42,8 @@ KINDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("a number or a size", lambda value: type(value) is bool or _number(value) or _size(value),
      ("value",)),
     (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES, ("dtype",)),
-    ("'direct', 'winograd' or 'shifted'",
-     lambda value: value in ("direct", "winograd", "shifted"), ("algorithm",)),
+    ("'direct', 'winograd', 'winograd_2x2' or 'shifted'",
+     lambda value: value in ("direct", "winograd", "winograd_2x2", "shifted"), ("algorithm",)),
     ("'none' or 'tanh'", lambda value: value in ("none", "tanh"), ("approximate",)),
 )
 _CHECKS = {name: (what, check) for what, check, names in KINDS for name in names}

@@ -33,20 +33,22 @@ from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.transform.shifted import SHIFTED
-from lamina.compiler.transform.winograd import PRODUCTS, tiles_of
+from lamina.compiler.transform.winograd import DIRECT, Variant, tiles_of, variant_of
 from lamina.runtime.program import THREADS, Size
 
 WEIGHT_CHUNKS = 8  # partial sums of a weight gradient whose tiles alone are too few to share
 SIDES = "neighbouring pixels are computed together, for each of which the weights stand once"
 WINOGRAD_SUMS = 1 << 21  # floats of them at most, where there are more than one
+WINOGRAD_TILES = 32  # of each at least: fewer take no longer than adding up what they give
 
 
 def conv2d(low: Lowering, finish: Finish) -> None:
     """A convolution of a channels-last image without a border, or of any by Winograd."""
     attrs = finish.anchor.attributes
     given, w = low.view(finish.operands[0]), low.view(finish.operands[1])
-    if attrs["algorithm"] == "winograd":
-        _winograd(low, finish, _channels_inner(low, given), w)
+    variant = variant_of(attrs["algorithm"], w.shape[2])
+    if variant is not None:
+        _winograd(low, finish, _channels_inner(low, given), w, variant)
         return
     if attrs["algorithm"] == SHIFTED:
         shifted_conv2d(low, finish, _channels_inner(low, given), w)
@@ -153,26 +155,24 @@ def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
     return packed
 
 
-def _winograd(low: Lowering, finish: Finish, x: View, w: View) -> None:
-    """A convolution by F(4x4, 3x3) or F(2x2, 5x5)."""
-    outputs, channels, taps, _ = w.shape
-    assert isinstance(taps, int)
+def _winograd(low: Lowering, finish: Finish, x: View, w: View, variant: Variant) -> None:
+    """A convolution by a variant of Winograd's algorithm."""
+    outputs, channels, _, _ = w.shape
     tile = tile_for(low, outputs)
-    packed = low.fresh(TensorType((winograd.weight_floats(channels, outputs, tile),)),
+    packed = low.fresh(TensorType((winograd.weight_floats(channels, outputs, tile, variant),)),
                        "transformed weights")
     s_out, s_in, s_h, s_w = w.strides
     values = {"source": w, "packed": packed, "C": channels, "K": outputs, "s_out": s_out,
               "s_in": s_in, "s_h": s_h, "s_w": s_w}
     with low.once(w, packed):
-        run(low, winograd.weights(tile, taps), values, to_size(product(packed.shape)), "weights")
-    batch, rows, columns, _ = finish.anchor.type.shape
-    scratch = winograd.block_floats(channels, tile, winograd.block_tiles(tile))
-    values = {"x": x, "w": packed, **_winograd_sizes(x, finish.anchor.type.shape, outputs,
-                                                     finish.anchor.attributes),
+        run(low, winograd.weights(tile, variant), values, to_size(product(packed.shape)), "weights")
+    result = finish.anchor.type.shape
+    scratch = winograd.block_floats(channels, tile, variant, winograd.block_tiles(tile, variant))
+    values = {"x": x, "w": packed,
+              **_winograd_sizes(x, result, outputs, finish.anchor.attributes),
               **_scratch(low, scratch), **epilogue_values(finish)}
-    _run_winograd(low, winograd.conv2d(finish.epilogue, tile, taps), values,
-                  batch * rows * columns * channels * outputs * taps * taps,
-                  tiles_of(finish.anchor.type.shape, taps) * PRODUCTS * channels * outputs)
+    _run_winograd(low, winograd.conv2d(finish.epilogue, tile, variant), values, result, w.shape,
+                  variant)
 
 
 def _winograd_sizes(x: View, result: tuple[Dim, ...], outputs: Dim, attrs) -> Values:
@@ -186,31 +186,33 @@ def _scratch(low: Lowering, floats: Dim) -> Values:
     return {"scratch": Memory(low.temp((THREADS, to_size(floats)), what="scratch"))}
 
 
-def _run_winograd(low: Lowering, template: Template, values: Values, macs: Dim, products: Dim
-                  ) -> None:
+def _run_winograd(low: Lowering, template: Template, values: Values, result: tuple[Dim, ...],
+                  weights: tuple[Dim, ...], variant: Variant) -> None:
     """Append a step: the multiply-accumulates of its sums, and the products in their place."""
-    run(low, template, values, effort(products), macs=to_size(macs))
+    products = tiles_of(result, variant.tile) * variant.products * product(weights[:2])
+    run(low, template, values, effort(products),
+        macs=to_size(product(result[:3]) * product(weights)))
 
 
-def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View) -> None:
-    """The gradient of a convolution's weights by F(4x4, 3x3) or F(2x2, 5x5)."""
-    outputs, channels, taps, _ = node.type.shape
-    assert isinstance(taps, int)
+def _winograd_weight_gradient(low: Lowering, node: Node, x: View, dy: View, variant: Variant
+                              ) -> None:
+    """The gradient of a convolution's weights by a variant of Winograd's algorithm."""
+    outputs, channels, _, _ = node.type.shape
     tile = tile_for(low, outputs)
-    floats = winograd.sum_floats(channels, outputs, tile)
-    chunks: Size = max(1, min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats))
+    floats = winograd.sum_floats(channels, outputs, tile, variant)
+    most = min(WEIGHT_CHUNKS, WINOGRAD_SUMS // floats)
+    tiles = to_size(tiles_of(dy.shape, variant.tile))
+    chunks: Size = 1 if most <= 1 else ("max", 1, ("min", most, ("//", tiles, WINOGRAD_TILES)))
     partial = Memory(low.temp((chunks, floats), what=PARTIAL))
-    batch, rows, columns, _ = dy.shape
-    values = {"x": x, "dy": dy, "partial": partial, "chunks": chunks,
-              **_winograd_sizes(x, dy.shape, outputs, node.attributes),
-              **_scratch(low, winograd.block_floats(channels, tile, winograd.SUMMED))}
-    _run_winograd(low, winograd.weight_grad(tile, taps), values,
-                  batch * rows * columns * channels * outputs * taps * taps,
-                  tiles_of(dy.shape, taps) * PRODUCTS * channels * outputs)
+    scratch = winograd.block_floats(channels, tile, variant, winograd.summed_tiles(variant))
+    values = {"x": x, "dy": dy, "partial": partial, "chunks": Count(chunks),
+              **_winograd_sizes(x, dy.shape, outputs, node.attributes), **_scratch(low, scratch)}
+    _run_winograd(low, winograd.weight_grad(tile, variant), values, dy.shape, node.type.shape,
+                  variant)
     result = low.result(Value(node.id))
-    run(low, winograd.combine_weight_grad(tile, taps),
-        {"partial": partial, "y0": result, "chunks": chunks, "C": channels, "K": outputs},
-        chunks * floats, "combine")
+    run(low, winograd.combine_weight_grad(tile, variant),
+        {"partial": partial, "y0": result, "chunks": Count(chunks), "C": channels, "K": outputs},
+        ("*", chunks, floats), "combine")
     low.view_of[Value(node.id)] = result
 
 
@@ -230,8 +232,9 @@ def weight_gradient(low: Lowering, node: Node) -> None:
     if attrs["layout"] == "nchw":
         x, dy = views.transpose(x, (0, 2, 3, 1)), views.transpose(dy, (0, 2, 3, 1))
     x, dy = _channels_inner(low, x), low.dense_view(dy)
-    if attrs["algorithm"] == "winograd":
-        _winograd_weight_gradient(low, node, x, dy)
+    variant = variant_of(attrs["algorithm"], node.type.shape[2])
+    if variant is not None:
+        _winograd_weight_gradient(low, node, x, dy, variant)
         return
     x = _padded(low, x, attrs["padding"])
     batch, oh, ow, _ = dy.shape
@@ -296,7 +299,7 @@ def _padded(low: Lowering, x: View, padding) -> View:
 def bare_conv2d(low: Lowering, node: Node) -> None:
     """A convolution that the layout pass did not see: computed channels-last all the same."""
     attrs = node.attributes
-    if attrs["algorithm"] != "direct" or attrs["layout"] == "nhwc" and not any(
+    if attrs["algorithm"] != DIRECT or attrs["layout"] == "nhwc" and not any(
             amount for side in padding_pairs(attrs["padding"]) for amount in side):
         finish = finish_of(low, node)
         conv2d(low, finish)

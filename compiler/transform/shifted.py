@@ -38,12 +38,11 @@ def _choose(builder: Builder, node: Node, inputs: tuple[Value, ...]) -> tuple[Va
     attrs = node.attributes
     if node.op.name != "conv2d" or attrs["algorithm"] != DIRECT or attrs["layout"] != "nhwc":
         return None
-    m = GraphMath(builder)
-    x, padding = without_border(m, Var(m, inputs[0]), padding_pairs(attrs["padding"]))
+    x, padding = without_border(builder, inputs[0], padding_pairs(attrs["padding"]))
     if why_not_shifted(node.type.shape, builder.type(inputs[1]).shape, attrs, padding):
         return None
-    chosen = {**attrs, "algorithm": SHIFTED, "padding": padding}
-    return (m.apply(node.op, (x, Var(m, inputs[1])), chosen).value,)
+    m, chosen = GraphMath(builder), {**attrs, "algorithm": SHIFTED, "padding": padding}
+    return (m.apply(node.op, (Var(m, x), Var(m, inputs[1])), chosen).value,)
 
 
 def why_not_shifted(result: tuple[Dim, ...], weights: tuple[Dim, ...], attrs, padding: Sides

@@ -1,14 +1,16 @@
-"""Winograd's transforms: F(4x4, 3x3) and F(2x2, 5x5).
+"""Winograd's transforms: F(4x4, 3x3), F(2x2, 5x5) and F(2x2, 3x3).
 
 Lavin and Gray (2016), after Toom, Cook and Winograd: a tile of 4x4 results of a kernel of 3x3 needs
-36 products in place of 144, one of 2x2 of a kernel of 5x5 36 in place of 100. With d a tile of 6x6
-inputs, g the weights and e the gradient of a tile of results,
+36 products in place of 144, one of 2x2 of a kernel of 5x5 36 in place of 100, and one of 2x2 of a
+kernel of 3x3 16 in place of 36. With d a tile of inputs (6x6, or 4x4 of the last), g the weights
+and e the gradient of a tile of results,
 
     result = A^T [(G g G^T) * (B^T d B)] A,
     gradient of the weights = G^T [sum over tiles of (A e A^T) * (B^T d B)] G.
 
-The points are 0, +-5/8, +-3/2 and infinity: their powers are exact in binary, and rounding errors
-are half of those of the textbook's 0, +-1, +-2. Each transform handles a vector of channels.
+The six points are 0, +-5/8, +-3/2 and infinity: their powers are exact in binary, and rounding
+errors are half of those of the textbook's 0, +-1, +-2. The four points of F(2x2, 3x3) are 0, +-1
+and infinity, which take no products but halves. Each transform handles a vector of channels.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from numba.extending import intrinsic
 
 from lamina.runtime.cpu.emit import F32, I64, Real, fma
 
-POINTS = 36
 _A, _B = 0.625, 1.5
 _A2, _B2 = _A * _A, _B * _B
 _SUM, _PRODUCT = _A2 + _B2, _A2 * _B2
@@ -92,6 +93,33 @@ def _five_weights(p: list[Real]) -> list[Real]:
             fma(sum_a, _A2 * _A2, fma(sum_b, _B2 * _B2, p[5]))]
 
 
+def _input_to_four(d: list[Real]) -> list[Real]:
+    """B^T: four inputs to four points."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[3] - d[1]]
+
+
+def _weights_to_four(g: list[Real]) -> list[Real]:
+    """G: three weights to four points."""
+    even, odd = (g[0] + g[2]) * 0.5, g[1] * 0.5
+    return [g[0], even + odd, even - odd, g[2]]
+
+
+def _results_of_four(m: list[Real]) -> list[Real]:
+    """A^T: four points to two results."""
+    return [m[0] + (m[1] + m[2]), m[3] + (m[1] - m[2])]
+
+
+def _gradient_to_four(e: list[Real]) -> list[Real]:
+    """A: the gradients of two results to four points."""
+    return [e[0], e[0] + e[1], e[0] - e[1], e[1]]
+
+
+def _weights_of_four(p: list[Real]) -> list[Real]:
+    """G^T: four points to the gradients of three weights."""
+    even = (p[1] + p[2]) * 0.5
+    return [p[0] + even, (p[1] - p[2]) * 0.5, p[3] + even]
+
+
 def _both_ways(line: Line, size: int, value: Callable[[int], Real]) -> Iterator[list[Real]]:
     """The rows of a square of size x size values, its columns transformed and then its rows.
 
@@ -155,7 +183,7 @@ def _places(size: int):
 
 
 def _from_pixels(line: Line, size: int, width: int):
-    """transform(pixels, at, out, step): from size x size pixels to 36 points.
+    """transform(pixels, at, out, step): from size x size pixels to points.
 
     `pixels` is the address of the addresses of the pixels; the vector lies `at` bytes behind each.
     Point i goes to `out` + i * `step` bytes.
@@ -206,21 +234,31 @@ def _between(line: Line, size: int, results: int, width: int):
 
 place_2, place_4, place_6 = _places(2), _places(4), _places(6)
 _WIDTHS = (4, 8, 16)
-points_of_input_4, points_of_input_8, points_of_input_16 = (
+points_6_of_input_4, points_6_of_input_8, points_6_of_input_16 = (
     _from_pixels(_input, 6, width) for width in _WIDTHS)
-points_of_4_gradients_4, points_of_4_gradients_8, points_of_4_gradients_16 = (
+points_4_of_input_4, points_4_of_input_8, points_4_of_input_16 = (
+    _from_pixels(_input_to_four, 4, width) for width in _WIDTHS)
+points_6_of_4_gradients_4, points_6_of_4_gradients_8, points_6_of_4_gradients_16 = (
     _from_pixels(_gradient, 4, width) for width in _WIDTHS)
-points_of_2_gradients_4, points_of_2_gradients_8, points_of_2_gradients_16 = (
+points_6_of_2_gradients_4, points_6_of_2_gradients_8, points_6_of_2_gradients_16 = (
     _from_pixels(_gradient, 2, width) for width in _WIDTHS)
-points_of_3_weights_4, points_of_3_weights_8, points_of_3_weights_16 = (
+points_4_of_2_gradients_4, points_4_of_2_gradients_8, points_4_of_2_gradients_16 = (
+    _from_pixels(_gradient_to_four, 2, width) for width in _WIDTHS)
+points_6_of_3_weights_4, points_6_of_3_weights_8, points_6_of_3_weights_16 = (
     _between(_weights, 3, 6, width) for width in _WIDTHS)
-points_of_5_weights_4, points_of_5_weights_8, points_of_5_weights_16 = (
+points_6_of_5_weights_4, points_6_of_5_weights_8, points_6_of_5_weights_16 = (
     _between(_weights, 5, 6, width) for width in _WIDTHS)
-points_to_4_results_4, points_to_4_results_8, points_to_4_results_16 = (
+points_4_of_3_weights_4, points_4_of_3_weights_8, points_4_of_3_weights_16 = (
+    _between(_weights_to_four, 3, 4, width) for width in _WIDTHS)
+points_6_to_4_results_4, points_6_to_4_results_8, points_6_to_4_results_16 = (
     _between(_four_results, 6, 4, width) for width in _WIDTHS)
-points_to_2_results_4, points_to_2_results_8, points_to_2_results_16 = (
+points_6_to_2_results_4, points_6_to_2_results_8, points_6_to_2_results_16 = (
     _between(_two_results, 6, 2, width) for width in _WIDTHS)
-points_to_3_weights_4, points_to_3_weights_8, points_to_3_weights_16 = (
+points_4_to_2_results_4, points_4_to_2_results_8, points_4_to_2_results_16 = (
+    _between(_results_of_four, 4, 2, width) for width in _WIDTHS)
+points_6_to_3_weights_4, points_6_to_3_weights_8, points_6_to_3_weights_16 = (
     _between(_three_weights, 6, 3, width) for width in _WIDTHS)
-points_to_5_weights_4, points_to_5_weights_8, points_to_5_weights_16 = (
+points_6_to_5_weights_4, points_6_to_5_weights_8, points_6_to_5_weights_16 = (
     _between(_five_weights, 6, 5, width) for width in _WIDTHS)
+points_4_to_3_weights_4, points_4_to_3_weights_8, points_4_to_3_weights_16 = (
+    _between(_weights_of_four, 4, 3, width) for width in _WIDTHS)

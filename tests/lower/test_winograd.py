@@ -14,15 +14,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import run  # noqa: E402
 
 from lamina.compiler.ir.builder import Builder  # noqa: E402
+from lamina.compiler.ir.types import symbol  # noqa: E402
 from lamina.compiler.lower.program import lower  # noqa: E402
 from lamina.compiler.lower.templates import text, winograd  # noqa: E402
 from lamina.compiler.lower.templates.text import STORE  # noqa: E402
 from lamina.compiler.ops import GraphMath  # noqa: E402
 from lamina.compiler.transform.pipeline import run_passes  # noqa: E402
-from lamina.compiler.transform.winograd import TRANSFORM, gain_of, why_direct  # noqa: E402
+from lamina.compiler.transform.winograd import (  # noqa: E402
+    DIRECT,
+    SMALL,
+    VARIANTS,
+    WINOGRAD,
+    chosen,
+    gain_of,
+    variant_of,
+    why_direct,
+)
 from lamina.runtime.cpu import host  # noqa: E402
 
 WIDTH = host.vector_width()
+FOUR, TWO, OF_FIVE = VARIANTS
+PLAIN = {"stride": 1, "dilation": 1, "groups": 1}
 # Images, rows, columns, channels, outputs, zeros at the top and the left, at the bottom and right.
 CASES = [
     (1, 1, 1, 16, 16, 1, 1, 1, 1), (2, 5, 9, 17, 33, 0, 0, 0, 0), (1, 4, 4, 20, 70, 1, 1, 1, 1),
@@ -49,7 +61,7 @@ def exact(x, w, dy, top, left):
     return y, dw
 
 
-def computed(x, w, dy, top, left, width, threads, cache, chunks=2):
+def computed(variant, x, w, dy, top, left, width, threads, cache, chunks=2):
     """What the kernels of one vector width give, with memory checked."""
     tile = text.narrow_tile(width) if w.shape[0] <= width else text.wide_tile(width)
     (k, c, taps, _), (n, rows, columns, _) = w.shape, dy.shape
@@ -57,35 +69,36 @@ def computed(x, w, dy, top, left, width, threads, cache, chunks=2):
              "K": k, "top": top, "left": left, "x_image": x[0].size if n else 0,
              "x_row": x.shape[2] * c, "x_pixel": c}
     calls = [
-        (winograd.weights(tile, taps), {
+        (winograd.weights(tile, variant), {
             "source": "w", "packed": "u", "C": c, "K": k, "s_out": c * taps * taps,
             "s_in": taps * taps, "s_h": taps, "s_w": 1}),
-        (winograd.conv2d(STORE, tile, taps),
+        (winograd.conv2d(STORE, tile, variant),
          {"x": "x", "w": "u", "y0": "y", "scratch": "block", **image}),
-        (winograd.weight_grad(tile, taps), {"x": "x", "dy": "dy", "partial": "sums",
-                                            "scratch": "block", "chunks": chunks, **image}),
-        (winograd.combine_weight_grad(tile, taps), {"partial": "sums", "y0": "dw",
-                                                    "chunks": chunks, "C": c, "K": k}),
+        (winograd.weight_grad(tile, variant), {"x": "x", "dy": "dy", "partial": "sums",
+                                               "scratch": "block", "chunks": chunks, **image}),
+        (winograd.combine_weight_grad(tile, variant), {"partial": "sums", "y0": "dw",
+                                                       "chunks": chunks, "C": c, "K": k}),
     ]
+    block = winograd.block_floats(c, tile, variant, winograd.summed_tiles(variant))
     outputs = {"y": ("f32", dy.shape), "dw": ("f32", w.shape),
-               "u": ("f32", (winograd.weight_floats(c, k, tile),)),
-               "sums": ("f32", (chunks * winograd.sum_floats(c, k, tile),)),
-               "block": ("f32", (threads * winograd.block_floats(c, tile, winograd.SUMMED),))}
+               "u": ("f32", (winograd.weight_floats(c, k, tile, variant),)),
+               "sums": ("f32", (chunks * winograd.sum_floats(c, k, tile, variant),)),
+               "block": ("f32", (threads * block,))}
     found = run(calls, {"x": x, "w": w, "dy": dy}, outputs, cache, threads)
     return found["y"], found["dw"]
 
 
 @pytest.mark.parametrize("width", sorted({4, WIDTH}))
-@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_awkward_sizes(case, taps, width, kernel_cache):
+def test_awkward_sizes(case, variant, width, kernel_cache):
     """Cut tiles, cut panels, uneven borders, sums longer than a block, no image at all."""
     n, rows, columns, c, k, top, left, bottom, right = case
-    rng = np.random.default_rng(rows * c)
+    rng, taps = np.random.default_rng(rows * c), variant.taps
     rows, columns = rows + taps - 3, columns + taps - 3
     x, w = noise(rng, n, rows, columns, c), noise(rng, k, c, taps, taps)
     dy = noise(rng, n, rows + top + bottom - taps + 1, columns + left + right - taps + 1, k)
-    results = [computed(x, w, dy, top, left, width, threads, kernel_cache)
+    results = [computed(variant, x, w, dy, top, left, width, threads, kernel_cache)
                for threads in (1, 2, 3)]
     for other in results[1:]:
         assert [a.tobytes() for a in other] == [a.tobytes() for a in results[0]]
@@ -94,25 +107,28 @@ def test_awkward_sizes(case, taps, width, kernel_cache):
         assert np.abs(found - expected).max(initial=0) <= 1e-5 * scale
 
 
-@pytest.mark.parametrize("taps,channels,typical,worst", [
-    (3, 64, 1e-6, 8e-6), (3, 512, 1.3e-6, 1.2e-5), (5, 64, 1e-6, 8e-6), (5, 512, 1.3e-6, 1.2e-5)])
-def test_errors_are_within_the_stated_bounds(taps, channels, typical, worst, kernel_cache):
+@pytest.mark.parametrize("variant,channels,typical,worst", [
+    (FOUR, 64, 1e-6, 8e-6), (FOUR, 512, 1.3e-6, 1.2e-5),
+    (OF_FIVE, 64, 1e-6, 8e-6), (OF_FIVE, 512, 1.3e-6, 1.2e-5),
+    (TWO, 64, 3.5e-7, 2.7e-6), (TWO, 512, 4.5e-7, 4e-6)], ids=str)
+def test_errors_are_within_the_stated_bounds(variant, channels, typical, worst, kernel_cache):
     """Relative to the deviation of the result: root mean square, and largest."""
-    rng = np.random.default_rng(channels)
+    rng, taps = np.random.default_rng(channels), variant.taps
     x, w = noise(rng, 2, 14, 14, channels), noise(rng, 32, channels, taps, taps)
     dy, border = noise(rng, 2, 14, 14, 32), taps // 2
-    found = computed(x, w, dy, border, border, WIDTH, 2, kernel_cache)
+    found = computed(variant, x, w, dy, border, border, WIDTH, 2, kernel_cache)
     for value, expected in zip(found, exact(x, w, dy, border, border), strict=True):
         errors = (value - expected) / expected.std()
         assert np.sqrt(np.mean(errors ** 2)) <= typical and np.abs(errors).max() <= worst
 
 
-def test_what_is_not_a_number_stays_in_its_tiles(kernel_cache):
+@pytest.mark.parametrize("variant", [FOUR, TWO], ids=str)
+def test_what_is_not_a_number_stays_in_its_tiles(variant, kernel_cache):
     """A NaN in one pixel reaches the results of the tiles that read it, and no other image."""
     rng = np.random.default_rng(3)
     x, w, dy = noise(rng, 2, 12, 12, 16), noise(rng, 16, 16, 3, 3), noise(rng, 2, 12, 12, 16)
     x[0, 5, 5, 3] = np.nan
-    y, dw = computed(x, w, dy, 1, 1, WIDTH, 2, kernel_cache)
+    y, dw = computed(variant, x, w, dy, 1, 1, WIDTH, 2, kernel_cache)
     assert np.isnan(y[0, 4:7, 4:7]).all() and not np.isnan(y[1]).any()
     assert not np.isnan(y[0, 8:, 8:]).any() and np.isnan(dw[:, 3]).all()
     assert not np.isnan(dw[:, :3]).any()
@@ -157,13 +173,45 @@ def test_other_convolutions_are_direct(attrs, reason):
 
 def test_the_choice_counts_whole_tiles_and_transforms():
     """By hand: 36 products and the transforms in place of 144, of which some lie outside."""
-    assert gain_of(8, 8, 10_000, 10_000) == pytest.approx(4, rel=0.02)
-    assert gain_of(8, 8, 10_000, 10_000, 5) == pytest.approx(100 / 36, rel=0.02)
-    assert gain_of(7, 8, 64, 64, 5) == pytest.approx(gain_of(8, 8, 64, 64, 5) * 7 / 8)
-    by_hand = 144 * 16 * 16 / (36 * 16 * 16 + TRANSFORM * (16 + 16))
-    assert gain_of(8, 8, 16, 16) == pytest.approx(by_hand)
-    assert gain_of(8, 8, 64, 33) == pytest.approx(144 * 64 * 64 / (36 * 64 * 64 + TRANSFORM * 128))
-    assert gain_of(5, 8, 64, 64) == pytest.approx(gain_of(8, 8, 64, 64) * 5 / 8)
-    plain = {"stride": 1, "dilation": 1, "groups": 1}
-    assert "gain" in why_direct((1, 1, 1, 64), (64, 64, 3, 3), plain)
-    assert "vector" in why_direct((1, 8, 8, 64), (64, 3, 3, 3), plain)
+    for variant, most in ((FOUR, 4), (TWO, 2.25), (OF_FIVE, 100 / 36)):
+        assert gain_of(variant, 8, 8, 10_000, 10_000) == pytest.approx(most, rel=0.02)
+    whole = gain_of(OF_FIVE, 8, 8, 64, 64)
+    assert gain_of(OF_FIVE, 7, 8, 64, 64) == pytest.approx(whole * 7 / 8)
+    by_hand = 144 * 16 * 16 / (36 * 16 * 16 + FOUR.transform * (16 + 16))
+    assert gain_of(FOUR, 8, 8, 16, 16) == pytest.approx(by_hand)
+    # 33 outputs take two panels.
+    by_hand = 36 * 64 * 64 / (16 * 64 * 64 + TWO.transform * (64 + 64))
+    assert gain_of(TWO, 8, 8, 64, 33) == pytest.approx(by_hand)
+    whole = gain_of(FOUR, 8, 8, 64, 64)
+    assert gain_of(FOUR, 5, 8, 64, 64) == pytest.approx(whole * 5 / 8)
+    assert "gain" in why_direct((1, 1, 1, 64), (64, 64, 3, 3), PLAIN)
+    assert "vector" in why_direct((1, 8, 8, 64), (64, 3, 3, 3), PLAIN)
+
+
+@pytest.mark.parametrize("size,variant", [
+    (1, None), (2, TWO), (3, FOUR), (4, FOUR), (5, TWO), (6, TWO), (7, FOUR), (8, FOUR),
+    (9, FOUR), (14, FOUR), (224, FOUR)])
+def test_small_tiles_run_small_maps(size, variant):
+    """Where tiles of 4x4 are half empty, and where both count the same products."""
+    assert chosen((2, size, size, 32), (32, 128, 3, 3), PLAIN) is variant
+    found = algorithms(graph_of((2, size, size, 128), padding=1))
+    assert found == ({variant.name} if variant else set())  # one pixel takes a product instead
+
+
+def test_a_row_and_a_column_count_apart():
+    """Two rows fit small tiles, however long they are; a size that is not known counts as long."""
+    assert chosen((2, 2, 14, 64), (64, 64, 3, 3), PLAIN) is TWO
+    assert chosen((2, symbol("H"), 2, 64), (64, 64, 3, 3), PLAIN) is TWO
+    assert chosen((2, symbol("H"), 14, 64), (64, 64, 3, 3), PLAIN) is FOUR
+
+
+def test_measured_times_choose_among_three():
+    """The least of what was measured; a table from before the third one decides between two."""
+    image, weights = (2, 8, 8, 64), (64, 64, 3, 3)
+    for name in (WINOGRAD, SMALL, DIRECT):
+        times = {one: float(one != name) + 1 for one in (WINOGRAD, SMALL, DIRECT)}
+        assert chosen(image, weights, PLAIN, times) is variant_of(name, 3)
+        assert bool(why_direct(image, weights, PLAIN, times)) == (name == DIRECT)
+    assert chosen(image, weights, PLAIN, {WINOGRAD: 1.0, DIRECT: 2.0}) is FOUR
+    assert why_direct(image, weights, PLAIN, {WINOGRAD: 2e-3, DIRECT: 1e-3}) == \
+        "measured: winograd 2 ms, direct 1 ms"

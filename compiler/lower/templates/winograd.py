@@ -1,8 +1,8 @@
-"""Convolutions by 3x3 and 5x5 with stride 1 as 36 matrix products, see `runtime.cpu.winograd`.
+"""Convolutions by 3x3 and 5x5 with stride 1 as matrix products, see `runtime.cpu.winograd`.
 
-`taps` is 3 for F(4x4, 3x3) and 5 for F(2x2, 5x5). Tiles of results go through in blocks small
-enough that their transforms stay in the cache; nothing but the transformed weights is stored whole.
-The zeros around an image are not read.
+There is one for each point of a variant: 16 for F(2x2, 3x3), 36 for F(4x4, 3x3) and F(2x2, 5x5).
+Tiles of results go through in blocks small enough that their transforms stay in the cache; nothing
+but the transformed weights is stored whole. The zeros around an image are not read.
 """
 
 from __future__ import annotations
@@ -20,43 +20,49 @@ from lamina.compiler.lower.templates.text import (
     finish_tile,
     kernel_text,
 )
-from lamina.compiler.transform.winograd import PRODUCTS, TILES
+from lamina.compiler.transform.winograd import Variant
 
-BLOCK = 32  # tiles of a block at most: their planes should stay in the second-level cache
+# Tiles times points of a block at most: its planes should stay in the second-level cache.
+BLOCK = 32 * 36
 # And for weight gradients, whose sums are read and written for every block.
-SUMMED = 64
+SUMMED = 64 * 36
 ROW = 12  # neighbouring results of a row that are finished together
 KC = 128  # longest stretch of channels that is summed at once: a longer one doubles the error
-PLANES = PRODUCTS
 APART = 16  # floats between tiles and between planes, so that they share no cache sets
 _IMAGE = ("images", "OH", "OW", "H", "W", "C", "K", "top", "left", "x_image", "x_row", "x_pixel")
 
 
-def weight_floats(channels, outputs, tile: Tile):
+def weight_floats(channels, outputs, tile: Tile, variant: Variant):
     """How many floats the transformed weights take."""
-    return PLANES * channels * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
+    return variant.products * channels * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
 
 
-def block_floats(channels, tile: Tile, block: int):
+def block_floats(channels, tile: Tile, variant: Variant, block: int):
     """Scratch of a thread: a block's transformed inputs, its products, results and zeros."""
-    rows, rest = _block(tile, block)
+    rows, rest = _block(tile, variant, block)
     return rows * _row(channels, tile) + rest
 
 
-def block_tiles(tile: Tile) -> int:
+def block_tiles(tile: Tile, variant: Variant) -> int:
     """How many tiles of results a block has: a multiple of the rows that are multiplied at once."""
-    return BLOCK // tile.mr * tile.mr
+    return BLOCK // variant.products // tile.mr * tile.mr
 
 
-def sum_floats(channels, outputs, tile: Tile):
+def summed_tiles(variant: Variant) -> int:
+    """How many tiles of results a block of the weight gradient has."""
+    return SUMMED // variant.products
+
+
+def sum_floats(channels, outputs, tile: Tile, variant: Variant):
     """How many floats a chunk's partial sums of the weight gradient take."""
     up = (channels + tile.mr - 1) // tile.mr * tile.mr
-    return PLANES * up * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
+    return variant.products * up * ((outputs + tile.nr - 1) // tile.nr) * tile.nr
 
 
-def _block(tile: Tile, block: int) -> tuple[int, int]:
+def _block(tile: Tile, variant: Variant, block: int) -> tuple[int, int]:
     """How many rows of `_row` floats a thread's scratch has, and how many floats beside."""
-    return PLANES * block + 1, PLANES * (APART + _span(tile, block)) + (4 * ROW + 1) * tile.nr
+    planes = variant.products
+    return planes * block + 1, planes * (APART + _span(tile, block)) + (4 * ROW + 1) * tile.nr
 
 
 def _span(tile: Tile, block: int) -> int:
@@ -69,14 +75,14 @@ def _row(channels, tile: Tile):
     return (channels + tile.width - 1) // tile.width * tile.width + APART
 
 
-def weights(tile: Tile, taps: int) -> Template:
+def weights(tile: Tile, variant: Variant) -> Template:
     """Transform weights into panels: packed[panel][point][c][j], k = panel * nr + j.
 
     The element (k, c, kh, kw) of the source lies at k * s_out + c * s_in + kh * s_h + kw * s_w
     floats, strides possibly negative.
     """
     arguments = ("source", "packed", "C", "K", "s_out", "s_in", "s_h", "s_w")
-    nr, width = tile.nr, tile.width
+    nr, width, taps, across = tile.nr, tile.width, variant.taps, variant.across
     body = f"""
     panels = (K + {nr - 1}) // {nr}
     src = f32ptr(source)
@@ -97,19 +103,19 @@ def weights(tile: Tile, taps: int) -> Template:
             for e in range({taps * taps}):
                 for j in range(K - panel * {nr}, {nr}):
                     taps[e * {nr} + j] = f32(0)
-        to = packed + 4 * (panel * {PLANES} * C + c) * {nr}
+        to = packed + 4 * (panel * {variant.products} * C + c) * {nr}
         plane = 4 * C * {nr}
         for v in range({tile.nv}):
-            points_of_{taps}_weights_{width}(taps_at + {4 * width} * v, i64({4 * nr}),
-                                      to + {4 * width} * v, 6 * plane, plane)
+            points_{across}_of_{taps}_weights_{width}(taps_at + {4 * width} * v, i64({4 * nr}),
+                                        to + {4 * width} * v, {across} * plane, plane)
 """
-    text = kernel_text("Winograd: weights.", arguments, NOTHING, body)
+    text = kernel_text(f"Winograd: weights, {variant}.", arguments, NOTHING, body)
     return Template(text, arguments)
 
 
-def _input_text(tile: Tile, size: int, more: str = "") -> str:
+def _input_text(tile: Tile, variant: Variant, more: str = "") -> str:
     """Transform the inputs of `count` tiles from number `first` on into planes at `planes`."""
-    width = tile.width
+    width, size, across = tile.width, variant.tile, variant.across
     return f"""
         for t in range(count):
             q = first + t
@@ -118,45 +124,47 @@ def _input_text(tile: Tile, size: int, more: str = "") -> str:
             j = q % beside
             y, e = {size} * i - top, {size} * j - left
             at = x + 4 * (image * x_image + y * x_row + e * x_pixel)
-{more}            place_6(pixels_at, at, 4 * x_row, 4 * x_pixel, y, e, H, W, zeros)
+{more}            place_{across}(pixels_at, at, 4 * x_row, 4 * x_pixel, y, e, H, W, zeros)
             for c in range(0, C, {width}):
-                points_of_input_{width}(pixels_at, 4 * c, planes + 4 * (t * row_floats + c), plane)
+                points_{across}_of_input_{width}(
+                    pixels_at, 4 * c, planes + 4 * (t * row_floats + c), plane)
 """
 
 
-def _start(tile: Tile, size: int, block: int) -> str:
+def _start(tile: Tile, variant: Variant, block: int) -> str:
     """What both kernels know before their blocks of so many tiles."""
-    (nr, width), (block_rows, rest) = (tile.nr, tile.width), _block(tile, block)
+    nr, width, size, points = tile.nr, tile.width, variant.tile, variant.products
+    block_rows, rest = _block(tile, variant, block)
     return f"""
     down, beside = (OH + {size - 1}) // {size}, (OW + {size - 1}) // {size}
     panels = (K + {nr - 1}) // {nr}
     row_floats = (C + {width - 1}) // {width} * {width} + {APART}
     plane = 4 * ({block} * row_floats + {APART})
     planes = scratch + 4 * tid * ({block_rows} * row_floats + {rest})
-    products = planes + {PLANES} * plane
-    staged = products + {4 * PLANES * _span(tile, block)}
+    products = planes + {points} * plane
+    staged = products + {4 * points * _span(tile, block)}
     zeros = staged + {16 * ROW * nr}
     for c in range(0, row_floats + {nr}, {width}):
         fill_1_{width}(zeros + 4 * c, f32(0))
-    pixels_at = local_i64(36)
+    pixels_at = local_i64({points})
     rows_at = local_i64({tile.mr})
     rows = i64ptr(rows_at)
 """
 
 
-def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
-    """The convolution of an NHWC image with weights of `weights(tile, taps)` into dense NHWC.
+def conv2d(epilogue: Epilogue, tile: Tile, variant: Variant) -> Template:
+    """The convolution of an NHWC image with weights of `weights(tile, variant)` into dense NHWC.
 
     `top` and `left` are the zeros before rows and columns; whatever lies outside H x W is zero.
     """
-    mr, nr, width, block = tile.mr, tile.nr, tile.width, block_tiles(tile)
-    size = TILES[taps]
+    mr, nr, width, block = tile.mr, tile.nr, tile.width, block_tiles(tile, variant)
+    size, points = variant.tile, variant.products
     finished = Tile(ROW, tile.nv, width)
     arguments = ("x", "w", "scratch", *_IMAGE)
     keep = f"""            inputs[t] = at + 4 * (x_row + x_pixel)
             results[t] = (image * OH + {size} * i) * OW + {size} * j
 """
-    body = f"""{_start(tile, size, block)}
+    body = f"""{_start(tile, variant, block)}
     inputs_at, results_at = local_i64({block}), local_i64({block})
     inputs, results = i64ptr(inputs_at), i64ptr(results_at)
     columns = K
@@ -171,14 +179,14 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
         count = min(size, tiles - first)
         ways = (count + {mr - 1}) // {mr}
         high = (count + ways - 1) // max(i64(1), ways)
-{_input_text(tile, size, keep)}
+{_input_text(tile, variant, keep)}
         ahead = {size} * (count // beside) * x_row
         lines = {size} * count
         for p in range(p_lo, p_hi):
             first_column = p * {nr}
-            for point in range({PLANES}):
-                b_at = w + 4 * (p * {PLANES} + point) * C * {nr}
-                for line in range(point * lines // {PLANES}, (point + 1) * lines // {PLANES}):
+            for point in range({points}):
+                b_at = w + 4 * (p * {points} + point) * C * {nr}
+                for line in range(point * lines // {points}, (point + 1) * lines // {points}):
                     t, y = line // {size}, line % {size}
                     first_row = results[t] + y * OW
 {claim_tile(Tile(size, tile.nv, width), 20)}
@@ -208,7 +216,7 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
                 across = min(min(i64({ROW // size}), beside - j), count - t)
                 for s in range(across):
                     for v in range({tile.nv}):
-                        points_to_{size}_results_{width}(
+                        points_{variant.across}_to_{size}_results_{width}(
                             products + 4 * ((t + s) * {nr} + v * {width}),
                             i64({4 * _span(tile, block)}),
                             staged + 4 * (s * {size * nr} + v * {width}), i64({4 * ROW * nr}),
@@ -220,18 +228,19 @@ def conv2d(epilogue: Epilogue, tile: Tile, taps: int) -> Template:
 {finish_tile(20)}
                 t += across
 """
-    return contraction("Winograd: convolution.", arguments, epilogue, finished, body)
+    return contraction(f"Winograd: convolution, {variant}.", arguments, epilogue, finished, body)
 
 
-def weight_grad(tile: Tile, taps: int) -> Template:
-    """Partial sums of the weight gradient at the 36 points, one for each chunk of tiles.
+def weight_grad(tile: Tile, variant: Variant) -> Template:
+    """Partial sums of the weight gradient at the points, one for each chunk of tiles.
 
     partial[chunk][panel][c // mr][point][c % mr][j], with `sum_floats` floats for each chunk. dy is
     dense NHWC.
     """
-    mr, nr, width, size, block = tile.mr, tile.nr, tile.width, TILES[taps], SUMMED
+    mr, nr, width, block = tile.mr, tile.nr, tile.width, summed_tiles(variant)
+    size, points = variant.tile, variant.products
     arguments = ("x", "dy", "partial", "scratch", "chunks", *_IMAGE)
-    body = f"""{_start(tile, size, block)}
+    body = f"""{_start(tile, variant, block)}
     units = chunks
     up = (C + {mr - 1}) // {mr} * {mr}
     tiles = images * down * beside
@@ -241,7 +250,7 @@ def weight_grad(tile: Tile, taps: int) -> Template:
         # One turn at least, so that a chunk without tiles leaves zeros.
         for first in range(begin, max(end, begin + 1), {block}):
             count = min(i64({block}), end - first)
-{_indented(_input_text(tile, size), 4)}
+{_indented(_input_text(tile, variant), 4)}
             for p in range(p_lo, p_hi):
                 for t in range(count):
                     q = first + t
@@ -252,54 +261,56 @@ def weight_grad(tile: Tile, taps: int) -> Template:
                     place_{size}(pixels_at, dy + 4 * (((image * OH + y) * OW + e) * K + p * {nr}),
                                  4 * OW * K, 4 * K, y, e, OH, OW, zeros)
                     for v in range({tile.nv}):
-                        points_of_{size}_gradients_{width}(
+                        points_{variant.across}_of_{size}_gradients_{width}(
                             pixels_at, i64({4 * width}) * v,
                             products + 4 * (t * {nr} + v * {width}), i64({4 * _span(tile, block)}))
-                for point in range({PLANES}):
+                for point in range({points}):
                     b_at = products + point * {4 * _span(tile, block)}
-                    sums = partial + 4 * ((u * panels + p) * {PLANES} * up + point * {mr}) * {nr}
+                    sums = partial + 4 * ((u * panels + p) * {points} * up + point * {mr}) * {nr}
                     for c in range(0, C, {mr}):
                         for m in range({mr}):
                             rows[m] = planes + point * plane + 4 * (c + m)
                         {tile.part}(min(i64({mr}), C - c), rows_at, i64(1), i64(1), count, i64(0),
                             i64(0), row_floats, b_at, i64(0), i64(0), i64({nr}),
-                            sums + {4 * PLANES * nr} * c, i64({nr}), first > begin)
+                            sums + {4 * points * nr} * c, i64({nr}), first > begin)
 """
-    text = kernel_text("Winograd: weight gradient, partial sums.", arguments, NOTHING, body)
+    title = f"Winograd: weight gradient, partial sums, {variant}."
+    text = kernel_text(title, arguments, NOTHING, body)
     return Template(text, arguments)
 
 
-def combine_weight_grad(tile: Tile, taps: int) -> Template:
+def combine_weight_grad(tile: Tile, variant: Variant) -> Template:
     """Add up the chunks of `weight_grad` in order and transform them into [K, C, taps, taps]."""
-    mr, nr, width = tile.mr, tile.nr, tile.width
+    mr, nr, width, taps, points = tile.mr, tile.nr, tile.width, variant.taps, variant.products
     arguments = ("partial", "y0", "chunks", "C", "K")
     body = f"""
     src, dst = f32ptr(partial), f32ptr(y0)
     panels = (K + {nr - 1}) // {nr}
     up = (C + {mr - 1}) // {mr} * {mr}
-    points_at, taps_at = local_f32({PLANES * nr}), local_f32({taps * taps * nr})
+    points_at, taps_at = local_f32({points * nr}), local_f32({taps * taps * nr})
     points, taps = f32ptr(points_at), f32ptr(taps_at)
     total = panels * C
     for q in range(tid * total // nthreads, (tid + 1) * total // nthreads):
         panel = q // C
         c = q % C
         for chunk in range(chunks):
-            for point in range({PLANES}):
-                block = ((chunk * panels + panel) * up + c // {mr} * {mr}) * {PLANES}
+            for point in range({points}):
+                block = ((chunk * panels + panel) * up + c // {mr} * {mr}) * {points}
                 at = (block + point * {mr} + c % {mr}) * {nr}
                 for j in range({nr}):
                     before = points[point * {nr} + j] if chunk > 0 else f32(0)
                     points[point * {nr} + j] = before + src[at + j]
         for v in range({tile.nv}):
-            points_to_{taps}_weights_{width}(points_at + {4 * width} * v, i64({4 * nr}),
-                                      taps_at + {4 * width} * v, i64({4 * taps * nr}),
-                                      i64({4 * nr}))
+            points_{variant.across}_to_{taps}_weights_{width}(
+                points_at + {4 * width} * v, i64({4 * nr}), taps_at + {4 * width} * v,
+                i64({4 * taps * nr}), i64({4 * nr}))
         for j in range(min(i64({nr}), K - panel * {nr})):
             at = ((panel * {nr} + j) * C + c) * {taps * taps}
             for e in range({taps * taps}):
                 dst[at + e] = taps[e * {nr} + j]
 """
-    text = kernel_text("Winograd: weight gradient, combined.", arguments, NOTHING, body)
+    title = f"Winograd: weight gradient, combined, {variant}."
+    text = kernel_text(title, arguments, NOTHING, body)
     return Template(text, arguments)
 
 
