@@ -39,7 +39,7 @@ PRODUCT, DIRECT, DEPTHWISE = "matrix product", "direct", "depthwise"
 WINOGRAD, FRACTIONAL = "Winograd", "fractional"
 ALGORITHMS = (  # by the beginning of a kernel's title
     ("Matrix product", PRODUCT), ("Direct convolution", DIRECT), ("Weight gradient", DIRECT),
-    ("Winograd", WINOGRAD), ("Depthwise convolution", DEPTHWISE),
+    ("Winograd", WINOGRAD), ("Depthwise", DEPTHWISE),
     ("Fractionally strided", FRACTIONAL))
 WIDTH = 100  # of sentences
 CONTRACTIONS = ("matmul", "conv2d", "fractional_conv2d", "conv2d_weight_grad")

@@ -31,7 +31,8 @@ from lamina.runtime.cpu import build, host, load
 MODELS = {"convolutions": ('''model Net {
   input image: f32[B, 5, 8, 8]
   features = image -> point: conv(32, kernel=1) -> wide: conv(32, kernel=3, padding=1) -> batchnorm
-    -> relu -> down: conv(19, kernel=3, stride=2, padding=1) -> relu -> flatten
+    -> relu -> each: conv(32, kernel=5, padding=2, groups=32)
+    -> down: conv(19, kernel=3, stride=2, padding=1) -> relu -> flatten
   output logits = features -> head: linear(3)
 }''', (3, 5, 8, 8)), "lstm": ('''model Net {
   input image: f32[B, T, 5]
@@ -103,7 +104,8 @@ def check(found):
         assert (found[name]["missing"], found[name]["wrong"]) == ([], []), name
     kernels = " ".join(found["convolutions"]["kernels"])
     for title in ("Winograd: convolution", "Winograd: weight gradient, combined",
-                  "Direct convolution", "Weight gradient, partial sums", "Matrix product"):
+                  "Direct convolution", "Weight gradient, partial sums", "Matrix product",
+                  "Depthwise convolution", "Depthwise weight gradient, partial sums"):
         assert title in kernels
     assert found["same code"]
 
