@@ -49,7 +49,7 @@ PRODUCT, DIRECT, DEPTHWISE = "matrix product", "direct", "depthwise"
 WINOGRAD, FRACTIONAL, SHIFTED, ROWS = "Winograd", "fractional", "shifted sums", "along rows"
 ALGORITHMS = (  # by the beginning of a kernel's title
     ("Matrix product", PRODUCT), ("Direct convolution", DIRECT), ("Weight gradient", DIRECT),
-    ("Winograd", WINOGRAD), ("Depthwise convolution", DEPTHWISE),
+    ("Winograd", WINOGRAD), ("Depthwise", DEPTHWISE),
     ("Fractionally strided", FRACTIONAL), ("Convolution by shifted sums", SHIFTED),
     ("Convolution along rows", ROWS))
 WIDTH = 100  # of sentences

@@ -52,7 +52,8 @@ KINDS = (
     ("Winograd: weight gradient", "Winograd weight gradient"),
     ("Winograd: weights", "packing"), ("Depthwise convolution", "depthwise convolution"),
     ("Fractionally strided", "fractional convolution"),
-    ("Weight gradient", "weight gradient"), ("Packs", "packing"),
+    ("Weight gradient", "weight gradient"),
+    ("Depthwise weight gradient", "depthwise weight gradient"), ("Packs", "packing"),
     ("Elementwise", "elementwise"), ("Along rows", "reduction"),
     ("Over inner axes", "reduction"), ("Over leading axes", "reduction"),
     ("Combine partial results", "reduction"), ("Mean of windows", "pooling"),
@@ -65,7 +66,8 @@ HELPERS = {"copy": "copy", "fill": "fill", "constant": "fill"}
 GROUPS = {
     "contractions": ("matrix product", "convolution", "Winograd convolution",
                      "depthwise convolution", "fractional convolution", "shifted convolution",
-                     "convolution along rows", "weight gradient", "Winograd weight gradient"),
+                     "convolution along rows", "weight gradient", "depthwise weight gradient",
+                     "Winograd weight gradient"),
     "elementwise work": ("elementwise",),
     "reductions, pooling, lookups": ("reduction", "pooling", "lookup", "selection", "other"),
     "copies and packing": ("copy", "fill", "packing")}

@@ -220,8 +220,7 @@ RULES: tuple[Rule, ...] = (memory, one_thread, lanes, tile_rows, few_rows, few_c
 def depthwise(work: Work) -> str:
     """Each channel has a filter of its own: a number that is loaded serves few products."""
     sizes = work.sizes
-    alone = work.kind == "weight gradient" and sizes.get("C") == sizes.get("K") == 1
-    if not alone and ("KH" not in sizes or "lanes" not in sizes):
+    if "KH" not in sizes or "lanes" not in sizes:
         return ""
     return "no sum over channels, each number loaded serves " \
            f"{_count(sizes['KH'] * sizes['KW'], 'product')} at most"

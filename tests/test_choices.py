@@ -153,7 +153,8 @@ def test_reasons_belong_to_their_steps(name):
         were = [one.why for one in choices if one.algorithm == PRODUCT]
         assert were.count("a product as it stands") == 3  # the last layer, and its two gradients
         assert {one.why for one in choices if "weight_grad" in one.label} == \
-            {"no Winograd: its stride is not 1", "no Winograd: its channels are in groups"}
+            {"no Winograd: its stride is not 1",
+             "each channel has a filter of its own: no sum over channels"}
 
 
 def test_what_is_not_fused_behind_a_convolution_is_told(net, gradients):

@@ -28,7 +28,7 @@ from lamina.compiler.lower.kernels import (
 )
 from lamina.compiler.lower.shifted import shifted_conv2d
 from lamina.compiler.lower.templates import contract, fractional, weight_grad, winograd
-from lamina.compiler.lower.templates.text import STORE, Template, Tile
+from lamina.compiler.lower.templates.text import STORE, Template, Tile, taps_tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
 from lamina.compiler.ops.define import REGISTRY
@@ -129,7 +129,7 @@ def _convolve(low: Lowering, finish: Finish, x: View, w: View, sizes: Values, ma
     values = {"x": x, "images": batch, "OH": oh, "OW": ow // together, "KH": kh, "KW": kw,
               "x_image": x.strides[0], "x_row": x.strides[1], "x_pixel": x.strides[2], **sizes,
               **epilogue_values(finish)}
-    if groups == k and c == 1 and groups > 1:
+    if _is_depthwise(groups, k, c):
         dense = low.dense_view(views.transpose(w, (2, 3, 1, 0)))
         template = templates.depthwise(finish.epilogue, low.vector_width)
         multiply(low, template, {**values, "w": dense, "groups": 1, "C": k, "K": k}, macs)
@@ -139,6 +139,11 @@ def _convolve(low: Lowering, finish: Finish, x: View, w: View, sizes: Values, ma
     packed = _pack_filters(low, w, groups, tile)
     multiply(low, templates.conv2d(finish.epilogue, tile),
              {**values, "w": packed, "groups": groups, "C": c, "K": each}, macs)
+
+
+def _is_depthwise(groups: int, outputs: Dim, channels: Dim) -> bool:
+    """Whether each channel has one filter, of a single channel."""
+    return groups == outputs and channels == 1 and groups > 1
 
 
 def _pack_filters(low: Lowering, w: View, groups: int, tile: Tile) -> View:
@@ -248,12 +253,17 @@ def weight_gradient(low: Lowering, node: Node) -> None:
                            "weights side by side")
         stride, ow = (stride[0], together * step), ow // together
     k, c, kh, kw = target.shape
+    depthwise = _is_depthwise(groups, k, c)
+    tile = taps_tile(low.vector_width) if depthwise else tile_for(low, k // groups)
+    template = weight_grad.depthwise_weight_grad if depthwise else weight_grad.conv2d_weight_grad
+    groups = 1 if depthwise else groups
     each = k // groups
-    tile = tile_for(low, each)
     mr, nr = weight_grad.weight_partial_floats(tile)
     depth = kh * kw * c
     units = -(-depth // mr) * groups * -(-each // nr)
-    chunks: Size = 1 if units >= 16 else ("max", 1, ("min", WEIGHT_CHUNKS, to_size(batch)))
+    shared_by: Dim = batch * oh if depthwise else batch
+    chunks: Size = 1 if units >= 16 and not depthwise else \
+        ("max", 1, ("min", WEIGHT_CHUNKS, to_size(shared_by)))
     rows = -(-depth // mr) * mr * -(-each // nr) * nr * groups
     partial = low.temp((chunks, rows), what=PARTIAL)
     shared = {"partial": Memory(partial), "groups": groups, "KH": kh, "KW": kw, "C": c, "K": each,
@@ -262,8 +272,7 @@ def weight_gradient(low: Lowering, node: Node) -> None:
               "x_row": x.strides[1], "x_pixel": x.strides[2], "stride_h": stride[0],
               "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
               **shared}
-    multiply(low, weight_grad.conv2d_weight_grad(tile), values,
-             product(dy.shape) * product(node.type.shape[1:]))
+    multiply(low, template(tile), values, product(dy.shape) * product(node.type.shape[1:]))
     combined = {**shared, "y0": target, "s_out": c * kh * kw, "s_in": kh * kw, "s_h": kw, "s_w": 1}
     run(low, weight_grad.combine_weight_grad(STORE, tile), combined, ("*", chunks, rows), "combine")
     if together > 1:

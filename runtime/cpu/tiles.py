@@ -259,6 +259,7 @@ part_14x2_16, part_16x1_16 = _part((14, 11, 8, 4), 2, 16), _part((16, 8, 4), 1, 
 part_8x2_16 = _part((8, 6, 4), 2, 16)
 across_4, across_8, across_16 = (_across(width) for width in (4, 8, 16))
 lanes_4x2_4, lanes_4x2_8, lanes_4x2_16 = (_tile(4, 2, width, True) for width in (4, 8, 16))
+lanes_9x1_4, lanes_9x1_8, lanes_9x1_16 = (_tile(9, 1, width, True) for width in (4, 8, 16))
 
 
 def _mover(nv: int, width: int):

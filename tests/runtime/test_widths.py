@@ -31,7 +31,8 @@ from lamina.runtime.cpu import build, host, load
 MODELS = {"convolutions": ('''model Net {
   input image: f32[B, 5, 8, 8]
   features = image -> point: conv(32, kernel=1) -> wide: conv(32, kernel=3, padding=1) -> batchnorm
-    -> relu -> down: conv(19, kernel=3, stride=2, padding=1) -> relu -> maxpool(2)
+    -> relu -> each: conv(32, kernel=5, padding=2, groups=32)
+    -> down: conv(19, kernel=3, stride=2, padding=1) -> relu -> maxpool(2)
     -> small: conv(40, kernel=3, padding=1) -> relu -> flatten
   output logits = features -> head: linear(3)
 }''', (3, 5, 8, 8)), "lstm": ('''model Net {
@@ -106,7 +107,8 @@ def check(found):
     for title in ("Winograd: convolution, F(4x4, 3x3)", "Winograd: convolution, F(2x2, 3x3)",
                   "Winograd: weight gradient, combined, F(4x4, 3x3)",
                   "Winograd: weight gradient, combined, F(2x2, 3x3)",
-                  "Direct convolution", "Weight gradient, partial sums", "Matrix product"):
+                  "Direct convolution", "Weight gradient, partial sums", "Matrix product",
+                  "Depthwise convolution", "Depthwise weight gradient, partial sums"):
         assert title in kernels
     assert found["same code"]
 

@@ -25,7 +25,7 @@ NAMES = {
     "tiles": (
         "across_16", "across_4", "across_8",
         "fill_1_16", "fill_1_4", "fill_1_8", "fill_2_16", "fill_2_4", "fill_2_8", "lanes_4x2_16",
-        "lanes_4x2_4", "lanes_4x2_8",
+        "lanes_4x2_4", "lanes_4x2_8", "lanes_9x1_16", "lanes_9x1_4", "lanes_9x1_8",
         "move_1_16", "move_1_4", "move_1_8", "move_2_16", "move_2_4", "move_2_8",
         "part_14x2_16", "part_16x1_16", "part_6x2_4", "part_6x2_8", "part_8x1_4", "part_8x1_8",
         "part_8x2_16",
@@ -166,6 +166,11 @@ def narrow_tile(vector_width: int) -> Tile:
 def lanes_tile(vector_width: int) -> Tile:
     """The tile of elementwise products, for depthwise convolution."""
     return Tile(4, 2, vector_width, "lanes")
+
+
+def taps_tile(vector_width: int) -> Tile:
+    """The tile whose rows are taps of a filter, for the weights of depthwise convolutions."""
+    return Tile(9, 1, vector_width, "lanes")
 
 
 def operand_names(epilogue: Epilogue) -> tuple[str, ...]:

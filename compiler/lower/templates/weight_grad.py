@@ -121,6 +121,61 @@ def conv2d_weight_grad(tile: Tile) -> Template:
     return Template(source, arguments)
 
 
+def depthwise_weight_grad(tile: Tile) -> Template:
+    """The same for K channels with a filter each, in a tile of lanes whose rows are taps.
+
+    Chunks are runs of rows of images, at most images * OH. To `combine_weight_grad` it is a
+    gradient of one group with C = 1.
+    """
+    mr, nr = tile.mr, tile.nr
+    arguments = (
+        *("x", "dy", "partial", "images", "OH", "OW", "KH", "KW", "K"),
+        *("x_image", "x_row", "x_pixel", "stride_h", "stride_w", "dilation_h", "dilation_w"),
+        "chunks",
+    )
+    body = f"""
+    taps = KH * KW
+    turns = (taps + {mr - 1}) // {mr}
+    panels = (K + {nr - 1}) // {nr}
+    units = chunks
+{SPLIT.strip(chr(10))}
+    rows_at = local_i64({mr})
+    rows = i64ptr(rows_at)
+    # A block is images, or else rows of an image, or else a part of a row.
+    wide = min(OW, i64({PIXELS}))
+    high = max(i64(1), min(OH, {PIXELS} // max(i64(1), OW)))
+    deep = max(i64(1), {PIXELS} // max(i64(1), OH * OW))
+    for chunk in range(u_lo, u_hi):
+        begin, end = chunk * images * OH // chunks, (chunk + 1) * images * OH // chunks
+        row, ow = begin, i64(0)
+        while True:  # one turn at least, so that a chunk without pixels leaves zeros
+            oh = row % max(i64(1), OH)
+            n1, n2 = min(min(high, OH - oh), end - row), min(wide, OW - ow)
+            n0 = min(deep, (end - row) // n1) if n1 == OH and OH > 0 else i64(1)
+            corner = x + 4 * (row // max(i64(1), OH) * x_image + oh * stride_h * x_row
+                              + ow * stride_w * x_pixel)
+            more = row > begin or ow > 0
+            for p in range(p_lo, p_hi):
+                at = dy + 4 * ((row * OW + ow) * K + p * {nr})
+                target = partial + 4 * (chunk * panels + p) * turns * {mr * nr}
+                for turn in range(turns):
+                    for m in range({mr}):
+                        tap = min(turn * {mr} + m, taps - 1)
+                        rows[m] = corner + 4 * (tap // KW * dilation_h * x_row
+                                                + tap % KW * dilation_w * x_pixel + p * {nr})
+                    {tile.name}(rows_at, n0, n1, n2, x_image, stride_h * x_row, stride_w * x_pixel,
+                        at, OH * OW * K, OW * K, K, target + 4 * turn * {mr * nr}, i64({nr}), more)
+            ow += n2
+            if ow >= OW:
+                ow = i64(0)
+                row += n0 * n1
+            if row >= end:
+                break
+"""
+    source = kernel_text("Depthwise weight gradient, partial sums.", arguments, NOTHING, body)
+    return Template(source, arguments)
+
+
 def combine_weight_grad(epilogue: Epilogue, tile: Tile) -> Template:
     """Add up the chunks of `conv2d_weight_grad` in order; the epilogue then runs on each weight.
 
