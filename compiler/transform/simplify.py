@@ -220,6 +220,43 @@ def broadcast_twice(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None
     return m.broadcast_to(_operand(xs[0], inner), shape=node.type.shape) if inner else None
 
 
+def before_rows_are_taken_apart(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
+    """Elementwise work on a product of all rows that became more axes comes before they do.
+
+    There it can follow the product in the same kernel. Other operands are the same in all rows.
+    """
+    shape, found = node.type.shape, []
+    if len(shape) < 3:
+        return None
+    for x in xs:
+        inner = _producer(x, "reshape")
+        rows = _operand(x, inner) if inner is not None else None
+        if rows is not None and x.shape == shape and len(rows.shape) == 2 and \
+                rows.shape[1] == shape[-1] and _made_by_rows(rows):
+            found.append(rows)
+        elif x.shape == ():
+            found.append(x)
+        elif x.shape[-1] == shape[-1] and all(size == 1 for size in x.shape[:-1]):
+            found.append(m.reshape(x, shape=x.shape[-1:]) if len(x.shape) > 1 else x)
+        else:
+            return None
+    matrices = [x for x in found if len(x.shape) == 2]
+    if not matrices or any(x.shape != matrices[0].shape for x in matrices):
+        return None
+    return m.reshape(m.apply(node.op, tuple(found), node.attributes), shape=shape)
+
+
+def _made_by_rows(x: Var) -> bool:
+    """Whether a matrix is a product, or elementwise work on one."""
+    node = x.m.builder.node(x.value)
+    while node.op.kind == "elementwise":
+        node = next((x.m.builder.node(value) for value in node.inputs
+                     if x.m.builder.type(value).shape == node.type.shape), None)
+        if node is None:
+            return False
+    return node.op.name == "matmul"
+
+
 def reshape_of_broadcast_scalar(m: GraphMath, node: Node, xs: tuple[Var, ...]) -> Var | None:
     """A reshaped or transposed constant is that constant."""
     inner = _producer(xs[0], "broadcast_to")
@@ -292,4 +329,4 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "pad": (pad_nothing,), "slice": (same_shape,), "reverse": (reverse_nothing,),
 }
 for _name in ELEMENTWISE:
-    RULES[_name] = (*RULES.get(_name, ()), drop_broadcast_operand)
+    RULES[_name] = (*RULES.get(_name, ()), drop_broadcast_operand, before_rows_are_taken_apart)
