@@ -22,7 +22,6 @@ from lamina.compiler.transform.fuse import Refusal, groups_of
 from lamina.compiler.transform.pipeline import Stage, graph_before, optional, run_passes
 from lamina.compiler.transform.pointwise import kernel_used, why_no_product
 from lamina.compiler.transform.shifted import (
-    VECTOR,
     shifting_gain,
     shifting_products,
     shifting_work,
@@ -31,6 +30,7 @@ from lamina.compiler.transform.shifted import (
 from lamina.compiler.transform.winograd import (
     CONVOLUTIONS,
     VARIANTS,
+    VECTOR,
     Variant,
     gain_of,
     tile_work,

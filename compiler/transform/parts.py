@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.types import Dim
+from lamina.compiler.transform.winograd import PANEL
 
 MAX_PARTS = 8  # that are computed side by side
 MAX_STORED = 3  # results of the work on parts that are written to memory
-PANEL = 32  # columns that are computed together
-FULL = 0.75  # of whose columns must be filled, as each part has panels of its own
+FULL = 0.75  # of a panel's columns must be filled, as each part has panels of its own
 
 
 def why_whole(graph: Graph, result: Value, product: Node) -> str:

@@ -16,12 +16,10 @@ from lamina.compiler.ir.graph import Graph, Node, Value
 from lamina.compiler.ir.rewrite import rewrite
 from lamina.compiler.ir.types import Dim
 from lamina.compiler.ops.define import GraphMath, Var
-from lamina.compiler.ops.window import padding_pairs, pair
-from lamina.compiler.transform.winograd import DIRECT, without_border
+from lamina.compiler.ops.window import padding_pairs
+from lamina.compiler.transform.winograd import DIRECT, PANEL, VECTOR, why_apart, without_border
 
 SHIFTED = "shifted"
-VECTOR = 16  # outputs that are computed together, where there are no more
-PANEL = 32  # and where there are more
 ADDING = 4  # multiply-adds that it is worth to add a sum to its place
 GAIN = 1.1  # how many times as fast it must be by this count
 LARGE = 1024  # rows or columns that stand for a number that is not known
@@ -49,12 +47,8 @@ def why_not_shifted(result: tuple[Dim, ...], weights: tuple[Dim, ...], attrs, pa
                     ) -> str:
     """Why a convolution (NHWC `result`, weights [K, C, KH, KW]) is direct, or "" if it is not."""
     outputs, channels, rows, columns = weights
-    if pair("conv2d", "stride", attrs["stride"]) != (1, 1):
-        return "its stride is not 1"
-    if pair("conv2d", "dilation", attrs["dilation"]) != (1, 1):
-        return "it is dilated"
-    if attrs["groups"] != 1:
-        return "its channels are in groups"
+    if apart := why_apart(attrs):
+        return apart
     if not all(isinstance(size, int) and size > 0 for size in weights):
         return "the number of its channels is not known when it is compiled"
     assert isinstance(rows, int) and isinstance(columns, int)

@@ -201,17 +201,22 @@ def why_unfit(weights: tuple[Dim, ...], attrs) -> str:
     outputs, channels, *kernel = weights
     if kernel[0] != kernel[1] or not variants_of(kernel[0]):
         return f"its kernel is {kernel[0]}x{kernel[1]}, not 3x3 or 5x5"
-    if pair("conv2d", "stride", attrs["stride"]) != (1, 1):
-        return "its stride is not 1"
-    if pair("conv2d", "dilation", attrs["dilation"]) != (1, 1):
-        return "it is dilated"
-    if attrs["groups"] != 1:
-        return "its channels are in groups"
+    if apart := why_apart(attrs):
+        return apart
     if not isinstance(outputs, int) or not isinstance(channels, int):
         return "the number of its channels is not known when it is compiled"
     if min(outputs, channels) < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} channels do not fill a vector"
     return ""
+
+
+def why_apart(attrs) -> str:
+    """Why neighbouring results do not sum over neighbouring pixels of all channels, or ""."""
+    if pair("conv2d", "stride", attrs["stride"]) != (1, 1):
+        return "its stride is not 1"
+    if pair("conv2d", "dilation", attrs["dilation"]) != (1, 1):
+        return "it is dilated"
+    return "" if attrs["groups"] == 1 else "its channels are in groups"
 
 
 def gain_of(variant: Variant, rows: Dim, columns: Dim, channels: int, outputs: int) -> float:

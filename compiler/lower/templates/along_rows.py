@@ -11,7 +11,7 @@ from lamina.compiler.lower.templates.stream import (
     streaming,
     whole_lines,
 )
-from lamina.compiler.lower.templates.text import Epilogue, Template, Tile
+from lamina.compiler.lower.templates.text import Epilogue, Template, Tile, count_up
 
 MOST_OUTPUTS = 16  # that are transposed at once
 HEIGHTS = {4: (6, 4), 8: (6, 4), 16: (8, 6, 4)}  # of the parts of a tile, by vector width
@@ -81,10 +81,7 @@ def conv2d(epilogue: Epilogue, outputs: int, vector_width: int) -> Template:
             turn_{side}(staged + 4 * (have + j * K), 4 * K, planes + 4 * j, 4 * wide)
         have += OW * K
 {stream_drain("K", vector_width, 8)}
-        oh += 1
-        if oh == OH:
-            oh = i64(0)
-            image += 1
+{count_up([("oh", "OH")], "image", 8)}
 {stream_end("K", 4)}
 """
     return streaming("Convolution along rows.", arguments, epilogue, body)

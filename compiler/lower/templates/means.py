@@ -11,7 +11,7 @@ from lamina.compiler.lower.templates.stream import (
     streaming,
     whole_lines,
 )
-from lamina.compiler.lower.templates.text import Epilogue, Template
+from lamina.compiler.lower.templates.text import Epilogue, Template, count_up
 
 _SIZES = ("scratch", "room", "images", "H", "W", "OH", "OW", "C", "KH", "KW", "stride_h",
           "stride_w")
@@ -57,10 +57,7 @@ def mean_pool(epilogue: Epilogue, channels: int, vector_width: int) -> Template:
                 i64(0), False)
         have += OW * C
 {stream_drain("C", vector_width, 8)}
-        oh += 1
-        if oh == OH:
-            oh = i64(0)
-            image += 1
+{count_up([("oh", "OH")], "image", 8)}
 {stream_end("C", 4)}
 """
     return streaming("Mean of windows, few channels.", arguments, epilogue, body,
