@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from lamina.compiler.ir.builder import Builder
 from lamina.compiler.ir.graph import Graph, Node, Value
-from lamina.compiler.ir.types import Dim
+from lamina.compiler.ir.types import Dim, Expression
 from lamina.compiler.ops.control import FREE
 from lamina.compiler.ops.define import REGISTRY
 from lamina.compiler.transform.parts import why_whole
@@ -324,6 +324,8 @@ class _Planner:
                     return f"an operand of shape {shape} does not follow the result's rows"
                 if self.graph.node(value).op.name == "iota":
                     return "positions are not known after a contraction"
+                if isinstance(self.graph.node(value).attributes.get("value"), Expression):
+                    return "a size that inputs bind is not known after a contraction"
         return "epilogue", anchored.space, ()
 
 

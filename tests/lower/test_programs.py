@@ -174,6 +174,17 @@ def test_every_refusal_carries_its_reason():
     assert "its consumer computes it from what is stored anyway" in reasons
 
 
+def test_a_size_that_inputs_bind_does_not_end_a_product(kernel_cache):
+    """It is an argument of a loop, but no number in the text that finishes a product."""
+    m = GraphMath(Builder("size"))
+    x, w = m.input(name="x", shape=(symbol("B"), 3, 4)), m.input(name="w", shape=(4, 5))
+    y = (x @ w) * m.lift(symbol("B") * 3, "f32") + 1.0
+    graph = m.builder.finish([("y", y.value)])
+    inputs = {"x": np.ones((2, 3, 4), np.float32), "w": np.full((4, 5), 0.5, np.float32)}
+    found, _ = run_program(graph, inputs, {}, kernel_cache)
+    assert_close(found["y"], np.full((2, 3, 5), 13, np.float32), 1e-6, "y")
+
+
 def test_slope_of_tanh_is_not_stored():
     """1 - y y is computed again from y: a convolution's kernel writes one tensor, not two."""
     final = run_passes(lenet_step())[-1].graph
