@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lamina.compiler.ir.types import Dim, product, to_size
+from lamina.compiler.ir.types import Dim, product
 from lamina.compiler.lower.core import Lowering
 from lamina.compiler.lower.kernels import (
     Finish,
-    Memory,
+    as_stream,
     epilogue_values,
     multiply,
     panels,
+    scratch_values,
     tile_for,
 )
-from lamina.compiler.lower.shifted import as_stream
 from lamina.compiler.lower.templates import along_rows
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import pair
-from lamina.runtime.program import THREADS
 
 LANE = 40
 OUTPUT = 24
@@ -67,8 +66,7 @@ def conv2d_along_rows(low: Lowering, finish: Finish, x: View, w: View, sizes: Ma
     batch, rows, columns, _ = finish.anchor.type.shape
     finish = as_stream(low, finish, outputs)
     room = along_rows.scratch_floats(columns, outputs, low.vector_width)
-    scratch = low.temp((THREADS, to_size(room)), what="scratch")
-    values = {"x": x, "w": w, "scratch": Memory(scratch), "room": room, "images": batch,
+    values = {"x": x, "w": w, **scratch_values(low, room), "images": batch,
               "OH": rows, "OW": columns, "KH": taps, "KW": across, "C": channels, "K": outputs,
               "x_image": x.strides[0], "x_row": x.strides[1], "x_channel": x.strides[3],
               "w_out": w.strides[0], "w_in": w.strides[1], "w_h": w.strides[2],

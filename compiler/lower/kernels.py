@@ -9,6 +9,7 @@ from lamina.compiler.ir.types import Dim, product, to_size
 from lamina.compiler.lower import views
 from lamina.compiler.lower.core import Lowering
 from lamina.compiler.lower.loops import literal
+from lamina.compiler.lower.templates.stream import column_floats
 from lamina.compiler.lower.templates.text import (
     STORE,
     Epilogue,
@@ -22,6 +23,8 @@ from lamina.compiler.lower.views import View
 from lamina.compiler.transform.fuse import ANCHORS, epilogue_access
 from lamina.compiler.transform.parts import part_width
 from lamina.runtime.program import ITEM_BYTES, THREADS, Size
+
+STREAM = "results of all channels are finished in one run, for which its numbers stand again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,11 @@ def _address(view: View) -> tuple[str, Size]:
     return "place", (view.buffer, to_size(view.offset * ITEM_BYTES[view.dtype]))
 
 
+def scratch_values(low: Lowering, room: Dim) -> Values:
+    """The arguments for scratch memory of `room` floats for each thread."""
+    return {"scratch": Memory(low.temp((THREADS, to_size(room)), what="scratch")), "room": room}
+
+
 def effort(macs: Dim) -> Size:
     """Multiply-accumulates as elementary operations: a tile does 16 at a time."""
     return ("//", to_size(macs), 16)
@@ -226,7 +234,8 @@ def epilogue_values(finish: Finish) -> Values:
     """The memory of an epilogue's operands and results, by argument."""
     operands = {**{f"x{i}": view for i, view in enumerate(finish.loads)},
                 **{f"y{i}": view for i, view in enumerate(finish.stores)}}
-    spaces = {f"space_{name}": row_space(view) for name, view in operands.items()}
+    spaces = {f"space_{name}": row_space(view) for name, view in operands.items()
+              if not view.is_packed}
     return {**operands, **{name: space for name, space in spaces.items() if space is not None}}
 
 
@@ -237,6 +246,11 @@ def repeat_columns(low: Lowering, finish: Finish, times: int, why: str) -> Finis
         if operand.access == "column" else view
         for operand, view in zip(finish.epilogue.loads, finish.loads, strict=True))
     return replace(finish, loads=loads)
+
+
+def as_stream(low: Lowering, finish: Finish, channels: int) -> Finish:
+    """How a stream of results of so many channels is finished."""
+    return repeat_columns(low, finish, -(-column_floats(channels) // channels), STREAM)
 
 
 def publish(low: Lowering, node: Node, finish: Finish) -> None:

@@ -1,33 +1,25 @@
-"""Convolutions by sums that are shifted and added, and how a stream of results is finished."""
+"""Convolutions by sums that are shifted and added."""
 
 from __future__ import annotations
 
-from lamina.compiler.ir.types import TensorType, product, to_size
+from lamina.compiler.ir.types import TensorType, product
 from lamina.compiler.lower import views
 from lamina.compiler.lower.core import Lowering
 from lamina.compiler.lower.kernels import (
     Finish,
-    Memory,
+    as_stream,
     epilogue_values,
     multiply,
     panels,
-    repeat_columns,
+    scratch_values,
     tile_for,
 )
 from lamina.compiler.lower.templates import shifted
-from lamina.compiler.lower.templates.stream import column_floats
 from lamina.compiler.lower.templates.text import Tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs
-from lamina.runtime.program import THREADS
 
 WEIGHTS = "all columns of the kernel lie in one vector, the last first"
-STREAM = "results of all channels are finished in one run, for which its numbers stand again"
-
-
-def as_stream(low: Lowering, finish: Finish, channels: int) -> Finish:
-    """How a stream of results of so many channels is finished."""
-    return repeat_columns(low, finish, -(-column_floats(channels) // channels), STREAM)
 
 
 def shifted_conv2d(low: Lowering, finish: Finish, x: View, w: View) -> None:
@@ -39,8 +31,7 @@ def shifted_conv2d(low: Lowering, finish: Finish, x: View, w: View) -> None:
     tile = tile_for(low, across * outputs)
     finish = as_stream(low, finish, outputs)
     room = shifted.scratch_floats(x.shape[2], columns, outputs, across, tile, low.vector_width)
-    scratch = low.temp((THREADS, to_size(room)), what="scratch")
-    values = {"x": x, "w": _weights(low, w, tile), "scratch": Memory(scratch), "room": room,
+    values = {**scratch_values(low, room), "x": x, "w": _weights(low, w, tile),
               "images": batch, "H": x.shape[1], "W": x.shape[2], "OH": rows, "OW": columns,
               "KH": taps, "KW": across, "C": channels, "K": outputs, "x_image": x.strides[0],
               "x_row": x.strides[1], "x_pixel": x.strides[2], "top": top, "left": left,

@@ -10,17 +10,17 @@ from lamina.compiler.lower.kernels import (
     Finish,
     Memory,
     Values,
+    as_stream,
     epilogue_values,
     finish_of,
     publish,
     run,
+    scratch_values,
 )
-from lamina.compiler.lower.shifted import as_stream
 from lamina.compiler.lower.templates import contract, means, window
 from lamina.compiler.lower.templates.text import STORE, lanes_tile
 from lamina.compiler.lower.views import View
 from lamina.compiler.ops.conv import padding_pairs, pair
-from lamina.runtime.program import THREADS
 
 
 def _window_sizes(x: tuple[Dim, ...], y: tuple[Dim, ...], attrs) -> Values:
@@ -123,9 +123,7 @@ def _few_channels(low: Lowering, finish: Finish, operand: View, sizes: Values, g
     make, name = (means.mean_pool_grad, "dy") if gradient else (means.mean_pool, "x")
     finish = as_stream(low, finish, channels)
     room = means.scratch_floats(sizes["W"], channels, low.vector_width)
-    scratch = Memory(low.temp((THREADS, to_size(room)), what="scratch"))
-    values = {name: operand, **sizes, "scratch": scratch, "room": room,
-              **epilogue_values(finish)}
+    values = {name: operand, **sizes, **scratch_values(low, room), **epilogue_values(finish)}
     pixels = product((sizes["images"], sizes["H"], sizes["W"]))
     run(low, make(finish.epilogue, channels, low.vector_width), values,
         to_size(pixels * channels))

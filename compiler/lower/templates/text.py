@@ -325,12 +325,23 @@ def contraction(doc: str, arguments: tuple[str, ...], epilogue: Epilogue, tile: 
     """
     own = (*_given(epilogue.parts), *arguments)
     source = kernel_text(doc, own, NOTHING, body)
-    count = FETCHED if epilogue.parts == 1 else FETCHED_OF_PARTS
-    read = [name for name, operand in _operands(epilogue).items()
-            if (name.startswith("x") and operand == Operand("matrix") if epilogue.parts == 1 else
-                name != "y0" and operand.access == "matrix" and operand.dtype == "f32")]
     return Template(source, (*own, *operand_names(epilogue)), scratch,
-                    finish_kernel(epilogue, tile), (*read, *["y0"] * count)[:count])
+                    finish_kernel(epilogue, tile), _fetched(epilogue))
+
+
+def _fetched(epilogue: Epilogue) -> tuple[str, ...]:
+    """The operands to fetch ahead, then y0 for the arguments that are left.
+
+    Of several parts, results too: each is written to memory of its own.
+    """
+    matrices = [name for name, operand in _operands(epilogue).items()
+                if operand.access == "matrix" and operand.dtype == "f32"]
+    if epilogue.parts > 1:
+        count, found = FETCHED_OF_PARTS, [name for name in matrices if name != "y0"]
+    else:
+        count, found = FETCHED, [name for name in matrices if name.startswith("x")
+                                 and not _operands(epilogue)[name].spaced]
+    return (*found, *["y0"] * count)[:count]
 
 
 def finish_start(arguments: tuple[str, ...], parts: int = 1) -> str:
